@@ -1,0 +1,1 @@
+"""nbtaskq: notebook cells that keep running."""
