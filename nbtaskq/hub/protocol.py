@@ -65,7 +65,7 @@ class Environment(Wire, frozen=True):
 # -- parts ---------------------------------------------------------------------------------
 
 
-class Submission(Wire, gc=False):
+class Submission(Wire, frozen=True, gc=False):
     """One task on its way to the hub. `labels` and `body` are opaque to it."""
 
     task_id: bytes
@@ -84,7 +84,7 @@ class Submission(Wire, gc=False):
     index: int = 0
 
 
-class Assignment(Wire, gc=False):
+class Assignment(Wire, frozen=True, gc=False):
     """One task on its way to a worker, fenced by its token."""
 
     task_id: bytes
@@ -99,7 +99,7 @@ class Assignment(Wire, gc=False):
     results: list[Outcome] = []
 
 
-class Outcome(Wire, gc=False):
+class Outcome(Wire, frozen=True, gc=False):
     """How a task ended: what the client, a dependent and the history see.
 
     `body` holds the serialized value, or the serialized exception of a failed task; for ends
@@ -119,7 +119,7 @@ class Outcome(Wire, gc=False):
     withheld: bool = False
 
 
-class Verdict(Wire, gc=False):
+class Verdict(Wire, frozen=True, gc=False):
     """What became of one delivery; `outcome` counts only for results and rejections."""
 
     token: int
@@ -129,7 +129,7 @@ class Verdict(Wire, gc=False):
     labels: bytes = b""
 
 
-class Slot(Wire, gc=False):
+class Slot(Wire, frozen=True, gc=False):
     """A task that a worker had begun when it died, read from its flight recorder."""
 
     task_id: bytes
@@ -138,7 +138,7 @@ class Slot(Wire, gc=False):
     executed: bool = False
 
 
-class Note(Wire, gc=False):
+class Note(Wire, frozen=True, gc=False):
     """One numbered piece of a task's output: a Jupyter output message as JSON bytes."""
 
     task_id: bytes
@@ -150,7 +150,7 @@ class Note(Wire, gc=False):
 # -- towards the hub -----------------------------------------------------------------------
 
 
-class Hello(Wire, tag="hello"):
+class Hello(Wire, frozen=True, tag="hello"):
     """First word of every connection. `session` stays the same over reconnects.
 
     A worker lists the deliveries it holds, so that a restarted hub does not run them again.
@@ -167,14 +167,14 @@ class Hello(Wire, tag="hello"):
     concurrency: int = 100
 
 
-class Put(Wire, tag="put"):
+class Put(Wire, frozen=True, tag="put"):
     """An object; its body is the next frame."""
 
     digest: bytes
     refs: list[bytes] = []
 
 
-class Submit(Wire, tag="submit"):
+class Submit(Wire, frozen=True, tag="submit"):
     """Tasks of one client; `again` marks what may have been stored before."""
 
     batch: int
@@ -182,13 +182,13 @@ class Submit(Wire, tag="submit"):
     again: bool = False
 
 
-class Wait(Wire, tag="wait"):
+class Wait(Wire, frozen=True, tag="wait"):
     """A thread blocks on this task: send its value even before the commit."""
 
     task_id: bytes
 
 
-class Get(Wire, tag="get"):
+class Get(Wire, frozen=True, tag="get"):
     """Ask for what is known of tasks; unended ones are watched from now on.
 
     `values` asks for withheld values too.
@@ -198,14 +198,14 @@ class Get(Wire, tag="get"):
     values: bool = False
 
 
-class Cancel(Wire, tag="cancel"):
+class Cancel(Wire, frozen=True, tag="cancel"):
     """End tasks that have not begun; answered by `Answer` with a word for each."""
 
     request: int
     task_ids: list[bytes]
 
 
-class Control(Wire, tag="control"):
+class Control(Wire, frozen=True, tag="control"):
     """A question or an order; `body` is plain data, answered by `Answer`."""
 
     request: int
@@ -213,50 +213,50 @@ class Control(Wire, tag="control"):
     body: Any = None
 
 
-class Ping(Wire, tag="ping"):
+class Ping(Wire, frozen=True, tag="ping"):
     """Are you there, and do you still know me?"""
 
 
-class Settle(Wire, tag="settle"):
+class Settle(Wire, frozen=True, tag="settle"):
     """A worker's verdicts; `number` grows by one with each message."""
 
     number: int
     verdicts: list[Verdict]
 
 
-class Started(Wire, tag="started"):
+class Started(Wire, frozen=True, tag="started"):
     """Deliveries that are running now, with the time they began."""
 
     running: list[tuple[bytes, int, float]]
 
 
-class Output(Wire, tag="output"):
+class Output(Wire, frozen=True, tag="output"):
     """Pieces of output, in order."""
 
     notes: list[Note]
 
 
-class Recalled(Wire, tag="recalled"):
+class Recalled(Wire, frozen=True, tag="recalled"):
     """Deliveries that the worker gave back unstarted."""
 
     tokens: list[int]
     kept: list[int] = []
 
 
-class Fetch(Wire, tag="fetch"):
+class Fetch(Wire, frozen=True, tag="fetch"):
     """Objects that a worker or client lacks."""
 
     digests: list[bytes]
 
 
-class Renew(Wire, tag="renew"):
+class Renew(Wire, frozen=True, tag="renew"):
     """A pool's word that these workers' processes live; `facts` feed the status display."""
 
     workers: list[str]
     facts: dict[str, Any] = {}
 
 
-class Died(Wire, tag="died"):
+class Died(Wire, frozen=True, tag="died"):
     """A pool's word that a worker's process is gone.
 
     `settled` is the number of the last `Settle` it sent; results up to it are still to be read.
@@ -269,7 +269,7 @@ class Died(Wire, tag="died"):
     tail: str = ""
 
 
-class Reply(Wire, tag="reply"):
+class Reply(Wire, frozen=True, tag="reply"):
     """A pool's answer to an `Order`."""
 
     request: int
@@ -280,7 +280,7 @@ class Reply(Wire, tag="reply"):
 # -- from the hub --------------------------------------------------------------------------
 
 
-class Welcome(Wire, tag="welcome"):
+class Welcome(Wire, frozen=True, tag="welcome"):
     """The hub knows you; `epoch` changes with each of its starts."""
 
     version: int
@@ -288,14 +288,14 @@ class Welcome(Wire, tag="welcome"):
     pid: int
 
 
-class Refused(Wire, tag="refused"):
+class Refused(Wire, frozen=True, tag="refused"):
     """The hub will not talk to you. Codes: `version`, `unknown_peer`, `duplicate`."""
 
     code: str
     text: str
 
 
-class Accepted(Wire, tag="accepted"):
+class Accepted(Wire, frozen=True, tag="accepted"):
     """A batch is stored durably, but for the tasks named with a code and a sentence.
 
     Codes: `conflict`, `full`, `unknown_dependency`.
@@ -305,25 +305,25 @@ class Accepted(Wire, tag="accepted"):
     problems: list[tuple[bytes, str, str]] = []
 
 
-class Finished(Wire, tag="finished"):
+class Finished(Wire, frozen=True, tag="finished"):
     """Ends of tasks that this client sent or watches."""
 
     outcomes: list[Outcome]
 
 
-class Progressed(Wire, tag="progressed"):
+class Progressed(Wire, frozen=True, tag="progressed"):
     """Tasks that changed without ending: id, status, and the worker's name."""
 
     changes: list[tuple[bytes, int, str]]
 
 
-class Missing(Wire, tag="missing"):
+class Missing(Wire, frozen=True, tag="missing"):
     """Ids or digests that were asked for and that nobody knows."""
 
     keys: list[bytes]
 
 
-class Answer(Wire, tag="answer"):
+class Answer(Wire, frozen=True, tag="answer"):
     """The answer to a `Control` or `Cancel`."""
 
     request: int
@@ -331,38 +331,38 @@ class Answer(Wire, tag="answer"):
     body: Any = None
 
 
-class Pong(Wire, tag="pong"):
+class Pong(Wire, frozen=True, tag="pong"):
     """Here; `idle` is how long nothing was to be done, in seconds (0 while there is work)."""
 
     idle: float = 0.0
 
 
-class Assign(Wire, tag="assign"):
+class Assign(Wire, frozen=True, tag="assign"):
     """Tasks for a worker, in the order in which to run them."""
 
     tasks: list[Assignment]
 
 
-class Recall(Wire, tag="recall"):
+class Recall(Wire, frozen=True, tag="recall"):
     """Give these deliveries back if they have not begun."""
 
     tokens: list[int]
 
 
-class Recorded(Wire, tag="recorded"):
+class Recorded(Wire, frozen=True, tag="recorded"):
     """All verdicts up to this `Settle` number are stored."""
 
     number: int
 
 
-class Given(Wire, tag="given"):
+class Given(Wire, frozen=True, tag="given"):
     """An object; its body is the next frame."""
 
     digest: bytes
     refs: list[bytes] = []
 
 
-class Order(Wire, tag="order"):
+class Order(Wire, frozen=True, tag="order"):
     """What a pool shall do: `scale`, `restart`, `environment`, `stop`."""
 
     request: int
