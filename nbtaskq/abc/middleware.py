@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nbtaskq.hub.protocol import VerdictKind
 
 if TYPE_CHECKING:
     from nbtaskq.abc.broker import Broker
     from nbtaskq.message import Message, Result
+
+
+class Verdict(NamedTuple):
+    """What `on_error` may return instead of nothing: the task runs again.
+
+    A retry counts as an attempt, a requeue does not. `delay` is in seconds.
+    """
+
+    kind: VerdictKind
+    delay: float = 0.0
+
+    @classmethod
+    def retry(cls, delay: float = 0.0) -> Verdict:
+        """Run the task again, as a new attempt."""
+        return cls(VerdictKind.RETRY, delay)
+
+    @classmethod
+    def requeue(cls, delay: float = 0.0) -> Verdict:
+        """Run the task again as if this attempt had not been."""
+        return cls(VerdictKind.REQUEUE, delay)
 
 
 class Middleware:
@@ -45,8 +67,8 @@ class Middleware:
 
     def on_error(
         self, message: Message, result: Result[Any], exception: BaseException
-    ) -> Awaitable[None] | None:
-        """Run in the worker when the function raised."""
+    ) -> Verdict | Awaitable[Verdict | None] | None:
+        """Run in the worker when the function raised; a returned verdict runs it again."""
         return None
 
     def post_execute(self, message: Message, result: Result[Any]) -> Awaitable[None] | None:
