@@ -26,7 +26,8 @@ class Envelope(NamedTuple):
     expires: float = 0.0
     at_most_once: bool = False
     batch: bytes = b""
-    index: int = 0
+    #: place in the batch
+    place: int = 0
 
 
 class Code(NamedTuple):
@@ -113,9 +114,11 @@ class Broker(ABC):
     serializer: Serializer
     middlewares: list[Middleware]
 
+    @abstractmethod
     async def startup(self) -> None:
         """Get ready to send; raises `BrokerUnreachable`. Calling it twice is harmless."""
 
+    @abstractmethod
     async def shutdown(self) -> None:
         """Send what is on its way and let go of all resources."""
 
@@ -160,6 +163,18 @@ class Broker(ABC):
         ------
         QueueFull
             The outbox stayed full for the send timeout; nothing of this call was taken.
+        """
+
+    def trouble(self) -> BaseException | None:
+        """Return why waiting is in vain at the moment, or `None`."""
+        return None
+
+    @abstractmethod
+    def watch(self, task_id: str, watcher: Watcher, *, value: bool = False) -> None:
+        """Tell `watcher` what becomes of a task, now and later.
+
+        `value` says that somebody blocks on it: the value comes as soon as it is known, large
+        or not. Safe to call again; an unknown id is refused with `UnknownTask`.
         """
 
     @abstractmethod

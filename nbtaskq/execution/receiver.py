@@ -124,7 +124,7 @@ class Receiver:
             except StopIteration as stop:
                 self._settle(delivery, stop.value)
             else:
-                await self._finish(delivery, await _drive(steps, awaitable))
+                self._settle(delivery, await _drive(steps, awaitable))
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -135,27 +135,27 @@ class Receiver:
         index = self._slots.pop()
         try:
             steps = self._steps(delivery, index)
-            await self._finish(delivery, await _drive(steps))
+            self._settle(delivery, await _drive(steps))
         finally:
             self._slots.add(index)
             self._room.release()
 
     def _settle(self, delivery: Delivery, settlement: Settlement) -> None:
-        if self._hooks.post_save:
+        if self._hooks.post_save and settlement.kind == VerdictKind.RESULT:
             self._spawn(self._finish(delivery, settlement))
         else:
             self._source.settle_now(((delivery, settlement),))
 
     async def _finish(self, delivery: Delivery, settlement: Settlement) -> None:
         """Settle, and run `post_save` once the end is recorded."""
-        if not self._hooks.post_save or settlement.kind != VerdictKind.RESULT:
-            self._source.settle_now(((delivery, settlement),))
-            return
         await self._source.settle_many(((delivery, settlement),))
         message = self._message(delivery)
         parcel = Parcel(settlement.outcome.body, settlement.buffers)
         failed = settlement.outcome.status != TaskStatus.SUCCEEDED
-        loaded = (load_exception if failed else Serializer.loads)(self._serializer, parcel)
+        if failed:
+            loaded: Any = load_exception(self._serializer, parcel)
+        else:
+            loaded = self._serializer.loads(parcel)
         result: Result[Any] = Result(
             is_err=failed,
             return_value=None if failed else loaded,
@@ -229,7 +229,7 @@ class Receiver:
             self._functions.move_to_end(digest)
         return known
 
-    def _arguments(self, delivery: Delivery) -> tuple[Sequence[Any], dict[str, Any]]:
+    def _arguments(self, delivery: Delivery) -> tuple[tuple[Any, ...], dict[str, Any]]:
         results = {
             task_id: self._serializer.loads(Parcel(outcome.body, buffers))
             for task_id, (outcome, buffers) in delivery.results.items()
