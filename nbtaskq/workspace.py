@@ -27,8 +27,8 @@ MOUNTS = Path("/proc/mounts")
 
 #: SQLite's locks and shared files cannot be relied on here.
 NETWORK = frozenset(
-    ("9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "glusterfs", "gpfs", "lustre")
-    + ("ncpfs", "nfs", "nfs4", "orangefs", "pvfs2", "smb2", "smb3", "smbfs", "vboxsf")
+    {"9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "glusterfs", "gpfs", "lustre"}
+    | {"ncpfs", "nfs", "nfs4", "orangefs", "pvfs2", "smb2", "smb3", "smbfs", "vboxsf"}
 )
 
 #: The kernel's limit for a socket's path is 104 to 108 bytes.

@@ -1,0 +1,1 @@
+"""Worker kernels: the processes that run tasks, and the pool that keeps them running."""
