@@ -97,6 +97,21 @@ class AckType(enum.StrEnum):
     WHEN_SAVED = "when_saved"
 
 
+#: Labels that nbtaskq acts on, with the types they take; all others are the user's.
+OPTION_LABELS: dict[str, tuple[type, ...]] = {
+    "priority": (int,),
+    "delay": (int, float),
+    "expires": (int, float),
+    "ack_type": (str,),
+    "max_retries": (int,),
+}
+
+#: Options of the task language that this version does not act on; they are refused, not ignored.
+UNSUPPORTED_LABELS = frozenset(
+    {"timeout", "schedule", "reuse", "seed", "fresh", "max_memory", "retry_on_error"}
+)
+
+
 class Message:
     """One call on its way: who is called, with what, and under which labels.
 

@@ -1,0 +1,138 @@
+"""From calls to envelopes: check, serialize, `pre_send`, hand over, `post_send`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from nbtaskq.abc import Broker, Envelope, Frozen
+from nbtaskq.client.handle import TaskHandle
+from nbtaskq.client.options import SendOptions, read_options
+from nbtaskq.client.portal import portal
+from nbtaskq.errors import SendError
+from nbtaskq.message import Message, new_task_id
+
+if TYPE_CHECKING:
+    from nbtaskq.client.task import Task
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Carrier(Broker, Protocol):  # type: ignore[misc]
+    """A broker as the sender sees it."""
+
+    pre_send_hooks: Sequence[Callable[[Message], Any]]
+    post_send_hooks: Sequence[Callable[[Message], Any]]
+
+    def freeze(self, function: Callable[..., Any]) -> Frozen | None:
+        """Return the function as it travels, or `None` where receivers have it already."""
+
+
+class Plan(NamedTuple):
+    """What the messages of one send have in common."""
+
+    task: Task[..., Any]
+    broker: Carrier
+    labels: Mapping[str, Any]
+    task_id: str | None = None
+    batch: bytes = b""
+
+
+def send(plan: Plan, calls: Iterable[Call]) -> list[TaskHandle[Any]]:
+    """Send one message for each call; nothing is sent unless every call fits and serializes."""
+    broker, task = plan.broker, plan.task
+    options = read_options(plan.labels)
+    frozen = broker.freeze(task.function)
+    dumps = broker.serializer.dumps
+    name, flavor, check = task.task_name, task.flavor, task.check_call
+    handles: list[TaskHandle[Any]] = []
+    envelopes: list[Envelope] = []
+    for place, (args, kwargs) in enumerate(calls):
+        check(args, kwargs)
+        task_id = plan.task_id or new_task_id()
+        parcel = dumps((args, kwargs), root="call")
+        message = Message(task_id, name, dict(plan.labels), args, kwargs)
+        envelopes.append(
+            Envelope(message, parcel, frozen, flavor, *options, plan.batch, place)
+        )
+        handles.append(TaskHandle(broker, task_id, name, task, args, kwargs))
+    if broker.pre_send_hooks or broker.post_send_hooks:
+        for envelope, handle in zip(envelopes, handles, strict=True):
+            _send_through_hooks(broker, envelope, handle)
+    else:
+        broker.submit(envelopes, handles)
+    return handles
+
+
+def _send_through_hooks(broker: Carrier, envelope: Envelope, handle: TaskHandle[Any]) -> None:
+    """Run the hooks here until one must be awaited; the rest then runs in the background."""
+    message = envelope.message
+    hooks = iter(broker.pre_send_hooks)
+    for hook in hooks:
+        said = hook(message)
+        if isawaitable(said):
+            rest = _go_on(broker, envelope, handle, said, hooks)
+            portal.start(rest)
+            return
+        message = said
+    _submit(broker, envelope, message, handle)
+    for hook in broker.post_send_hooks:
+        said = hook(message)
+        if isawaitable(said):
+            portal.start(_awaited(said))
+
+
+async def _awaited(said: Any) -> None:
+    await said
+
+
+async def _go_on(
+    broker: Carrier, envelope: Envelope, handle: TaskHandle[Any], said: Any, hooks: Iterable[Any]
+) -> None:
+    try:
+        message = await said
+        for hook in hooks:
+            message = hook(message)
+            if isawaitable(message):
+                message = await message
+        _submit(broker, envelope, message, handle)
+        for hook in broker.post_send_hooks:
+            after = hook(message)
+            if isawaitable(after):
+                await after
+    except Exception as error:
+        failure = SendError(
+            f"{envelope.message.task_name} was not sent: a pre_send hook raised {error!r}"
+        )
+        failure.__cause__ = error
+        handle.on_refused(failure)
+
+
+def _submit(
+    broker: Carrier, envelope: Envelope, message: Message, handle: TaskHandle[Any]
+) -> None:
+    """Hand a message over as the hooks left it."""
+    options: SendOptions = read_options(
+        {k: v for k, v in message.labels.items() if not k.startswith("_")}
+    )
+    parcel = envelope.parcel
+    if message.changed or message is not envelope.message:
+        parcel = broker.serializer.dumps((message.args, message.kwargs), root="call")
+    changed = Envelope(
+        message, parcel, envelope.frozen, envelope.flavor, *options, envelope.batch, envelope.place
+    )
+    broker.submit([changed], [handle])
+
+
+def calls_of_map(iterables: Sequence[Iterable[Any]]) -> Iterable[Call]:
+    """Return the calls of `map`: one for each row of the iterables, which are equally long."""
+    return ((row, {}) for row in zip(*iterables, strict=True))
+
+
+def calls_of_sweep(grid: Mapping[str, Iterable[Any]]) -> Iterable[Call]:
+    """Return the calls of `sweep`: every combination, the last keyword varying fastest."""
+    names = list(grid)
+    values = [list(v) for v in grid.values()]
+    return (((), dict(zip(names, row, strict=True))) for row in itertools.product(*values))
