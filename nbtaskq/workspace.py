@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -170,6 +170,14 @@ class Workspace:
     def connection_file(self, worker_id: str) -> Path:
         """Return the path where `jupyter console --existing` looks for a worker kernel."""
         return jupyter_runtime() / f"nbtaskq-worker-{self.digest[:8]}-{worker_id}.json"
+
+    def sweep_runtime(self, *, keep: Container[Path] = ()) -> None:
+        """Remove what processes that are gone left behind; for the holder of the lock only."""
+        for path in self.runtime.iterdir():
+            if path not in keep:
+                path.unlink(missing_ok=True)
+        for path in jupyter_runtime().glob(self.connection_file("*").name):
+            path.unlink(missing_ok=True)
 
     @property
     def is_down(self) -> bool:

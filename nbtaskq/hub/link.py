@@ -7,15 +7,16 @@
      │── Ping … ◄──────────────── Pong … │   silence for 3 s counts as disconnected
 
 Nothing is kept for a hub that is away: `send` says so, and the owner sends again when
-the next `Welcome` comes. The owner polls `sockets`, then calls `receive` and `tick`.
+the next `Welcome` comes. The owner polls `sockets` or calls `wait`, then `receive` and `tick`.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 import zmq
@@ -106,6 +107,13 @@ class Link:
     def welcomed(self) -> bool:
         """Whether the hub knows this peer now."""
         return self._state is _State.WELCOMED
+
+    def wait(self, timeout: float, others: Iterable[int] = ()) -> None:
+        """Return when something has arrived, one of `others` is readable, or time is up."""
+        poller = zmq.Poller()
+        for source in (*self.sockets, *others):
+            poller.register(source, zmq.POLLIN)
+        poller.poll(math.ceil(max(0.0, timeout) * 1000))
 
     def send(self, message: Wire, buffers: Sequence[Buffer] = ()) -> bool:
         """Hand a message over; False, and nothing is kept, when the hub is away.
