@@ -209,6 +209,13 @@ class Result(Generic[T]):
         return f"Result({what}, execution_time={self.execution_time:.3g})"
 
 
+class CellResult(NamedTuple):
+    """What a cell task gives back: the value of its last expression, and its outputs by name."""
+
+    value: Any
+    outputs: dict[str, Any]
+
+
 class TaskFacts(msgspec.Struct, frozen=True):
     """What is known of a task without its payload; times are seconds or aware UTC datetimes."""
 

@@ -1,0 +1,52 @@
+"""One delivery that is running in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from nbtaskq.worker.output import TaskOutput
+
+
+class Run:
+    """A delivery from the call of its function until its verdict is handed over.
+
+    Attributes
+    ----------
+    coroutine : asyncio.Task or None
+        What runs it, for a coroutine function.
+    output : TaskOutput or None
+        What it has printed; None until it prints.
+    leftovers : callable or None
+        Removes what it leaves behind, once its value is serialized.
+    announced : bool
+        Whether the hub was told that it runs.
+    ended : bool
+        Whether it is over: what still prints in its name is not its output.
+    """
+
+    __slots__ = (
+        "announced",
+        "coroutine",
+        "ended",
+        "index",
+        "leftovers",
+        "output",
+        "started",
+        "task_id",
+        "token",
+    )
+
+    def __init__(self, task_id: bytes, token: int, index: int, started: float) -> None:
+        self.task_id = task_id
+        self.token = token
+        self.index = index
+        self.started = started
+        self.coroutine: asyncio.Task[Any] | None = None
+        self.output: TaskOutput | None = None
+        self.leftovers: Callable[[], None] | None = None
+        self.announced = False
+        self.ended = False
