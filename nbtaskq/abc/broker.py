@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from nbtaskq.hub.protocol import Flavor, Outcome, VerdictKind
@@ -88,15 +88,6 @@ class Watcher(Protocol):
         """Tell how the task ended."""
 
 
-class SupportsKick(Protocol):
-    """The little that middlewares and handles see of a broker."""
-
-    serializer: Serializer
-
-    def submit(self, envelopes: Sequence[Envelope], watchers: Sequence[Watcher]) -> None:
-        """Hand messages over without waiting."""
-
-
 class Broker(ABC):
     """Carries messages to receivers and their ends back.
 
@@ -113,6 +104,16 @@ class Broker(ABC):
 
     serializer: Serializer
     middlewares: list[Middleware]
+    #: the overridden hooks of the middlewares, in the order in which they run
+    pre_send_hooks: Sequence[Callable[[Message], Any]] = ()
+    post_send_hooks: Sequence[Callable[[Message], Any]] = ()
+
+    def prepare(self, task_name: str, function: Callable[..., Any]) -> Frozen | None:
+        """Return a function as it travels; `None` where receivers look it up by its name.
+
+        Called at each send; raises `SerializationError` for what cannot travel.
+        """
+        return None
 
     @abstractmethod
     async def startup(self) -> None:

@@ -90,7 +90,7 @@ class Kicker(Generic[P, R]):
 
     def _plan(self, task_id: str | None, batch: bytes = b"") -> Plan:
         labels = {**self.task.labels, **dict(self.labels)}
-        return Plan(self.task, self.broker or self.task.broker, labels, task_id, batch)  # type: ignore[arg-type]
+        return Plan(self.task, self.broker or self.task.broker, labels, task_id, batch)
 
     def _batch(self, calls: Iterable[Call]) -> Batch[R]:
         if self.task_id is not None:

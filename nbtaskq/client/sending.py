@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nbtaskq.abc import Broker, Envelope, Frozen
+from nbtaskq.abc import Broker, Envelope
 from nbtaskq.client.handle import TaskHandle
 from nbtaskq.client.options import SendOptions, read_options
 from nbtaskq.client.portal import portal
@@ -20,21 +20,11 @@ if TYPE_CHECKING:
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-class Carrier(Broker, Protocol):  # type: ignore[misc]
-    """A broker as the sender sees it."""
-
-    pre_send_hooks: Sequence[Callable[[Message], Any]]
-    post_send_hooks: Sequence[Callable[[Message], Any]]
-
-    def freeze(self, function: Callable[..., Any]) -> Frozen | None:
-        """Return the function as it travels, or `None` where receivers have it already."""
-
-
 class Plan(NamedTuple):
     """What the messages of one send have in common."""
 
     task: Task[..., Any]
-    broker: Carrier
+    broker: Broker
     labels: Mapping[str, Any]
     task_id: str | None = None
     batch: bytes = b""
@@ -44,7 +34,7 @@ def send(plan: Plan, calls: Iterable[Call]) -> list[TaskHandle[Any]]:
     """Send one message for each call; nothing is sent unless every call fits and serializes."""
     broker, task = plan.broker, plan.task
     options = read_options(plan.labels)
-    frozen = broker.freeze(task.function)
+    frozen = broker.prepare(task.task_name, task.function)
     dumps = broker.serializer.dumps
     name, flavor, check = task.task_name, task.flavor, task.check_call
     handles: list[TaskHandle[Any]] = []
@@ -66,7 +56,7 @@ def send(plan: Plan, calls: Iterable[Call]) -> list[TaskHandle[Any]]:
     return handles
 
 
-def _send_through_hooks(broker: Carrier, envelope: Envelope, handle: TaskHandle[Any]) -> None:
+def _send_through_hooks(broker: Broker, envelope: Envelope, handle: TaskHandle[Any]) -> None:
     """Run the hooks here until one must be awaited; the rest then runs in the background."""
     message = envelope.message
     hooks = iter(broker.pre_send_hooks)
@@ -89,7 +79,7 @@ async def _awaited(said: Any) -> None:
 
 
 async def _go_on(
-    broker: Carrier, envelope: Envelope, handle: TaskHandle[Any], said: Any, hooks: Iterable[Any]
+    broker: Broker, envelope: Envelope, handle: TaskHandle[Any], said: Any, hooks: Iterable[Any]
 ) -> None:
     try:
         message = await said
@@ -111,7 +101,7 @@ async def _go_on(
 
 
 def _submit(
-    broker: Carrier, envelope: Envelope, message: Message, handle: TaskHandle[Any]
+    broker: Broker, envelope: Envelope, message: Message, handle: TaskHandle[Any]
 ) -> None:
     """Hand a message over as the hooks left it."""
     options: SendOptions = read_options(
