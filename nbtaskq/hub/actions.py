@@ -82,7 +82,7 @@ class LeaseTask(NamedTuple):
 
 
 class ChangeTask(NamedTuple):
-    """Store that a task will run again.
+    """Store that a task will run again; no lease of it is out any more.
 
     `due` is seconds from now, `labels` replaces the stored ones unless `None`, `reasons` are
     the deaths it was charged with.
@@ -119,7 +119,12 @@ class PutObject(NamedTuple):
 
 
 class StoredTask(NamedTuple):
-    """An unended task as the store gives it back after a restart."""
+    """An unended task as the store gives it back after a restart.
+
+    `due` and `expires` are seconds from now; 0 is none, and an `expires` that has passed is
+    negative. `needs` are the ids of the tasks it still waits for, `met` what the store says of
+    those that have ended.
+    """
 
     seq: int
     task_id: bytes
@@ -137,6 +142,9 @@ class StoredTask(NamedTuple):
     attempts: int
     needs: tuple[bytes, ...]
     reasons: tuple[str, ...]
+    met: tuple[Found, ...] = ()
+    #: of the last `LeaseTask`, when `leased`; 0 when it is not known
+    token: int = 0
 
 
 StoreOp = Union[InsertTask, LeaseTask, ChangeTask, FinishTask, AppendOutput, PutObject]
