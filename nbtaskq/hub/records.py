@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
-from nbtaskq.hub.protocol import Died, Environment, Outcome
+from nbtaskq.hub.protocol import Died, Environment, Inbound, Outcome
 from nbtaskq.message import Buffer, TaskStatus
+
+#: nanoseconds that a task is taken to need while nothing is known of it
+UNKNOWN = 10**15
 
 
 class TaskRecord(msgspec.Struct, gc=False):
@@ -26,23 +29,23 @@ class TaskRecord(msgspec.Struct, gc=False):
     flavor: int = 0
     priority: int = 0
     at_most_once: bool = False
+    due: float = 0.0
+    expires_at: float = 0.0
+    attempts: int = 0
+    #: one sentence for each death it is charged with
+    reasons: tuple[str, ...] = ()
+    #: rows of all tasks whose results it needs, and how many of them have not ended
+    needs: tuple[int, ...] = ()
+    missing: int = 0
     status: int = TaskStatus.WAITING
     #: fences the current lease; 0 when there is none
     token: int = 0
     worker: str = ""
-    attempts: int = 0
-    due: float = 0.0
-    expires_at: float = 0.0
-    #: estimated seconds it was leased with
-    estimate: float = 0.0
-    #: unended tasks whose results it needs
-    missing: int = 0
-    needs: tuple[int, ...] = ()
-    #: one sentence for each death it is charged with
-    reasons: tuple[str, ...] = ()
+    #: estimated nanoseconds that it was leased with
+    estimate: int = UNKNOWN
     #: several ran when their worker died: run again with nothing beside it
     alone: bool = False
-    #: loaded after a restart and perhaps still held by a worker
+    #: loaded after a restart and perhaps still held by a worker; `token` is then the stored one
     recovering: bool = False
 
 
@@ -56,117 +59,66 @@ class Ending(msgspec.Struct, gc=False):
     told: tuple[bytes, ...] = ()
 
 
-class Client(msgspec.Struct):
+class Client(msgspec.Struct, eq=False):
     """A session of a client; it outlives its connections."""
 
     session: bytes
     environment: Environment
+    #: what its tasks' workers are compared by
+    environment_key: str
+    #: where it is heard from, and where it can be reached
+    address: bytes = b""
     peer: bytes | None = None
     notebook: str = ""
     seen: float = 0.0
+    #: number of the submission that is being looked up, and what came behind it
+    checking: int | None = None
+    behind: deque[tuple[Inbound, Sequence[Buffer]]] = msgspec.field(default_factory=deque)
 
 
-class Worker(msgspec.Struct):
+class Worker(msgspec.Struct, eq=False):
     """A worker kernel and what it holds."""
 
     name: str
+    session: bytes
     environment: str
     concurrency: int
+    address: bytes = b""
     peer: bytes | None = None
     #: token → task, in the order in which they were sent
     held: dict[int, TaskRecord] = {}
-    #: estimated seconds of work it holds; infinite while one is unknown
-    load: float = 0.0
-    #: number of the last `Settle` that arrived
+    #: estimated nanoseconds of work that it holds
+    load: int = 0
+    #: all `Settle` up to this number have arrived; those beyond a gap are in `ahead`
     settled: int = 0
+    ahead: set[int] = set()
     lease_until: float = 0.0
-    paused: bool = False
+    #: when it last settled something, or was given work while it had none
+    moved: float = 0.0
+    #: it is stuck in a task: what it had not begun was called back
+    recalled: bool = False
     #: its death notice waits for results that are still in the socket
     died: Died | None = None
     died_at: float = 0.0
 
+    def count(self, number: int) -> None:
+        """Take in that the `Settle` of this number has arrived."""
+        if self.settled and number > self.settled + 1:
+            self.ahead.add(number)
+            return
+        self.settled = max(self.settled, number)
+        while self.ahead and self.settled + 1 in self.ahead:
+            self.settled += 1
+            self.ahead.discard(self.settled)
 
-class Pool(msgspec.Struct):
+
+class Pool(msgspec.Struct, eq=False):
     """A supervisor: the parent of workers, and who takes orders."""
 
     session: bytes
+    address: bytes = b""
     peer: bytes | None = None
+    seen: float = 0.0
     #: worker ids of its last `Renew`; `None` before the first
     workers: list[str] | None = None
     facts: dict[str, object] = {}
-
-
-class ReadyQueue:
-    """Tasks that may run now: higher priority first, then first in, first out."""
-
-    def __init__(self) -> None:
-        self._lanes: dict[int, deque[TaskRecord]] = {}
-        self._order: list[int] = []
-        self.count = 0
-
-    def __len__(self) -> int:
-        return self.count
-
-    def push(self, task: TaskRecord, *, front: bool = False) -> None:
-        """Add a task; `front` for one whose turn had come already."""
-        lane = self._lanes.get(task.priority)
-        if lane is None:
-            lane = self._lanes[task.priority] = deque()
-            self._order = sorted(self._lanes, reverse=True)
-        task.status = TaskStatus.QUEUED
-        self.count += 1
-        if front:
-            lane.appendleft(task)
-        else:
-            lane.append(task)
-
-    def head(self) -> TaskRecord | None:
-        """Return the next task without taking it; those cancelled meanwhile are passed over."""
-        for priority in self._order:
-            lane = self._lanes[priority]
-            while lane:
-                if lane[0].status == TaskStatus.QUEUED:
-                    return lane[0]
-                lane.popleft()
-        return None
-
-    def pop(self) -> TaskRecord:
-        """Take the task that `head` returned."""
-        task = self.head()
-        if task is None:
-            raise IndexError("pop from an empty queue")
-        self._lanes[task.priority].popleft()
-        self.count -= 1
-        return task
-
-    def forget(self, task: TaskRecord) -> None:
-        """Count out a queued task that ended; its place is passed over later."""
-        self.count -= 1
-
-    def __iter__(self) -> Iterator[TaskRecord]:
-        for priority in self._order:
-            yield from (t for t in self._lanes[priority] if t.status == TaskStatus.QUEUED)
-
-
-class Estimates:
-    """Seconds that a task of a name takes, learnt from its ends."""
-
-    #: what a task costs its worker even when the function does nothing
-    FLOOR = 20e-6
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-
-    def get(self, name: str) -> float | None:
-        """Return the estimate, or `None` for a name that never ended."""
-        return self._seconds.get(name)
-
-    def learn(self, name: str, seconds: float) -> None:
-        """Take in one duration; growth is believed sooner than decline."""
-        seconds = max(seconds, self.FLOOR)
-        old = self._seconds.get(name)
-        if old is None:
-            self._seconds[name] = seconds
-        else:
-            weight = 0.5 if seconds > old else 0.1
-            self._seconds[name] = old + weight * (seconds - old)
