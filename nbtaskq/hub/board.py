@@ -123,9 +123,7 @@ class Board:
         self.fresh.append(ending)
         self._journal.store(FinishTask(task.seq, outcome, buffers))
 
-    def finish(
-        self, task: TaskRecord, status: TaskStatus, error: str, *, worker: str = ""
-    ) -> None:
+    def finish(self, task: TaskRecord, status: TaskStatus, error: str, *, worker: str = "") -> None:
         """End a task by the hub's own decision; `worker` is who was running it."""
         attempts = task.attempts + bool(worker)
         outcome = Outcome(task.task_id, status, worker=worker, attempts=attempts, error=error)

@@ -30,9 +30,7 @@ class Journal:
         self.durable = 0
         self._waiting: deque[tuple[int, Callable[[Any], None], Any]] = deque()
 
-    def send(
-        self, peer: bytes | None, message: Outbound, buffers: Sequence[Buffer] = ()
-    ) -> None:
+    def send(self, peer: bytes | None, message: Outbound, buffers: Sequence[Buffer] = ()) -> None:
         """Send to a peer; nothing happens when there is none."""
         if peer is not None:
             self.out.append(Send(peer, message, buffers))

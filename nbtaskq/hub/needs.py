@@ -21,9 +21,7 @@ class Needs:
         self._board = board
         self._dependents: dict[bytes, list[TaskRecord]] = {}
 
-    def resolve(
-        self, task: TaskRecord, ids: Sequence[bytes], found: Mapping[bytes, Found]
-    ) -> str:
+    def resolve(self, task: TaskRecord, ids: Sequence[bytes], found: Mapping[bytes, Found]) -> str:
         """Make a new task wait for these; return why it can never run, or an empty string.
 
         Raises

@@ -1,8 +1,8 @@
 """After a restart of the hub: workers claim what they still hold of the last epoch.
 
-    stored, unended   waits until its worker's hello claims it, or nobody can any more
-    held, not stored  the hub died before the commit: the claim, or its result, is parked
-                      until the client sends the task again
+A stored task waits until its worker's hello claims it, or nobody can any more. Of a task that
+is held but not stored (the hub died before the commit) the claim, or its result, is parked until
+the client sends the task again.
 """
 
 from __future__ import annotations
@@ -180,9 +180,7 @@ class Reclaiming:
             return False
         task = self._board.tasks.get(task_id)
         if task is None:
-            return task_id not in self._board.ending and self._claim_unknown(
-                worker, task_id, token
-            )
+            return task_id not in self._board.ending and self._claim_unknown(worker, task_id, token)
         if task.recovering:
             if task.at_most_once and task.token not in (token, ANY):
                 return False

@@ -146,9 +146,7 @@ class Roster:
     def _forget_silent(self) -> None:
         before = self._board.now - FORGET
         for session, client in list(self.clients.items()):
-            if client.seen < before and (
-                client.peer is None or len(self.clients) > MAX_CLIENTS
-            ):
+            if client.seen < before and (client.peer is None or len(self.clients) > MAX_CLIENTS):
                 self._peers.pop(client.address, None)
                 del self.clients[session]
 

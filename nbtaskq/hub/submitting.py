@@ -16,7 +16,7 @@ from nbtaskq.hub.records import Client, TaskRecord
 from nbtaskq.hub.roster import Roster
 from nbtaskq.hub.settling import share_out, signed
 from nbtaskq.hub.telling import Telling
-from nbtaskq.message import Buffer
+from nbtaskq.message import Buffer, TaskStatus
 
 Problem = tuple[bytes, str, str]
 

@@ -177,9 +177,7 @@ class Telling:
         if self._send(session, [ending.outcome], ending.buffers):
             ending.told = (*ending.told, session)
 
-    def _send(
-        self, session: bytes, outcomes: list[p.Outcome], buffers: Sequence[Buffer]
-    ) -> bool:
+    def _send(self, session: bytes, outcomes: list[p.Outcome], buffers: Sequence[Buffer]) -> bool:
         peer = self._roster.peer_of(session)
         self._journal.send(peer, p.Finished(outcomes), buffers)
         return peer is not None

@@ -348,9 +348,7 @@ class Host:
             found = {i: f for i, f in known if f is not None}
             if isinstance(action, Check):
                 self.perform(
-                    self.state.submit(
-                        action.peer, action.submit, action.buffers, found, self.now
-                    )
+                    self.state.submit(action.peer, action.submit, action.buffers, found, self.now)
                 )
             else:
                 self._look_up(action)
