@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nbtaskq import errors
+from nbtaskq.errors import BrokerUnreachable, NbTaskQError
 from nbtaskq.process import Lock, spawn
 from nbtaskq.workspace import Workspace, jupyter_runtime
 
@@ -61,11 +63,14 @@ def running(workspace: Workspace) -> int | None:
     return Lock.holder(workspace.supervisor_lock)
 
 
-def failure(workspace: Workspace) -> str:
-    """Return why the hub does not come up, in one line; empty when nothing is known."""
-    with contextlib.suppress(OSError, ValueError):
-        return str(json.loads(workspace.failure_file.read_bytes())["text"])
-    return ""
+def failure(workspace: Workspace) -> NbTaskQError | None:
+    """Return why the hub does not come up, as the error to raise; None when nothing is known."""
+    try:
+        facts = json.loads(workspace.failure_file.read_bytes())
+    except (OSError, ValueError):
+        return None
+    kind = getattr(errors, str(facts.get("error")), BrokerUnreachable)
+    return kind(str(facts.get("text")))
 
 
 def stop_running(workspace: Workspace, timeout: float = 10.0) -> bool:

@@ -1,4 +1,4 @@
-"""The supervisor: parent of the hub and of the worker kernels. `python -m nbtaskq.supervisor`
+"""The supervisor: parent of the hub and of the worker kernels. `python -m nbtaskq.supervisor`.
 
     supervisor ─┬─ hub                the main thread spawns all of them, because they die
                 ├─ w1, w2 …           with the thread that spawned them, and then waits for:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
-import time
 
 from nbtaskq import process
+from nbtaskq.errors import BrokerUnreachable
 from nbtaskq.workspace import Workspace, write_private
 
 #: Starts in a row that may fail before the next one has to wait.
@@ -22,9 +23,9 @@ LONGEST_DELAY = 10.0
 class HubKeeper:
     """Starts the hub, and again at once when it dies.
 
-    A hub that ends before it has served leaves its cause, the last line of its log, in the
-    workspace's failure file, so that clients can say it; after some such starts in a row the
-    next one waits.
+    The cause of a hub's end before it has served is in the workspace's failure file, so that
+    clients can say it: in the hub's own words, else the last line of its log. After some such
+    starts in a row the next one waits.
     """
 
     def __init__(self, workspace: Workspace, module: str = "nbtaskq.hub") -> None:
@@ -37,6 +38,7 @@ class HubKeeper:
         self._served = False
         self._stopping = False
         self._log_start = 0
+        self._failure_before = 0
 
     @property
     def pid(self) -> int | None:
@@ -81,6 +83,7 @@ class HubKeeper:
         log = self._workspace.log("hub")
         with process.open_log(log) as file:
             self._log_start = file.tell()
+        self._failure_before = self._failure_time()
         self._served = False
         options = {"workspace": str(self._workspace.folder), "parent": os.getpid()}
         self._process = process.spawn(self._module, options, log=log)
@@ -99,12 +102,18 @@ class HubKeeper:
                 self._start_at += min(LONGEST_DELAY, 2.0 ** (self._failures - PATIENCE))
 
     def _record_failure(self, status: int) -> None:
+        if self._failure_time() != self._failure_before:
+            return  # the hub has said it itself
         facts = {
+            "error": BrokerUnreachable.__name__,
             "text": self._last_line() or f"the hub {process.describe_exit(status)}",
-            "status": process.describe_exit(status),
-            "at": time.time(),
         }
         write_private(self._workspace.failure_file, json.dumps(facts).encode())
+
+    def _failure_time(self) -> int:
+        with contextlib.suppress(FileNotFoundError):
+            return self._workspace.failure_file.stat().st_mtime_ns
+        return 0
 
     def _last_line(self) -> str:
         with self._workspace.log("hub").open("rb") as file:

@@ -109,12 +109,20 @@ class HubDouble:
     def all(self, kind: type[M]) -> Iterator[M]:
         return (message for _, message in self.received if isinstance(message, kind))
 
+    def until(self, condition: Callable[[], Any], what: str) -> Any:
+        """Serve until a condition holds."""
+
+        def look() -> Any:
+            self.serve()
+            return condition()
+
+        return until(look, what)
+
     def expect(self, kind: type[M], test: Callable[[M], bool] = lambda _: True) -> M:
         """Return the first message of a kind that passes a test, waiting for it."""
 
         def look() -> M | None:
-            self.serve()
             return next((message for message in self.all(kind) if test(message)), None)
 
-        found: M = until(look, f"{kind.__name__} arrives")
+        found: M = self.until(look, f"{kind.__name__} arrives")
         return found
