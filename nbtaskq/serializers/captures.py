@@ -152,8 +152,16 @@ def class_parts(cls: type) -> Iterator[Any]:
     yield from cls.__bases__
 
 
-def approximate_size(value: Any, depth: int = 0) -> int:
+def approximate_size(value: Any) -> int:
     """Return about how many bytes a value holds; containers are sampled."""
+    try:
+        return _size(value, 0)
+    except Exception:
+        # attributes of a strange object may raise anything, and this is only an estimate
+        return object.__sizeof__(value)
+
+
+def _size(value: Any, depth: int) -> int:
     for measure in (_size_of_array, _size_of_frame):
         size = measure(value)
         if size is not None:
@@ -183,5 +191,5 @@ def _size_of_frame(value: Any) -> int | None:
 
 def _sampled(items: list[Any], depth: int) -> int:
     sample = items[:: max(1, len(items) // 50)]
-    total = sum(approximate_size(item, depth + 1) for item in sample)
+    total = sum(_size(item, depth + 1) for item in sample)
     return total * len(items) // max(1, len(sample))
