@@ -209,6 +209,10 @@ class Result(Generic[T]):
         return f"Result({what}, execution_time={self.execution_time:.3g})"
 
 
+class Captured(dict[str, Any]):
+    """What a cell finds of its sender's names; it travels beside the arguments, and is none."""
+
+
 class CellResult(NamedTuple):
     """What a cell task gives back: the value of its last expression, and its outputs by name."""
 

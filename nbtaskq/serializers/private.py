@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import cloudpickle
 from cloudpickle import cloudpickle as cp
 
-from nbtaskq.message import Buffer
+from nbtaskq.message import Buffer, CellResult
 from nbtaskq.serializers.captures import global_names
 from nbtaskq.serializers.identity import ATOMS, class_id
 from nbtaskq.serializers.special import SPECIAL, current_shell
@@ -139,7 +139,7 @@ class _Reductions:
         if not self.notes.live and hasattr(kind, "__nbtaskq_task__"):
             task_id = obj.__nbtaskq_task__()
             self.notes.needs[task_id] = None
-            return dependency, (task_id,)
+            return dependency, (task_id, *_output_of(obj))
         shell = current_shell()
         if shell is not None and obj is shell:
             return current_shell, ()
@@ -274,3 +274,9 @@ def _main_attribute(qualname: str) -> Any:
         except TypeError:
             return None
     return found
+
+
+def _output_of(handle: Any) -> tuple[str, ...]:
+    """Return which output of a cell a handle stands for; nothing for its value."""
+    output = getattr(handle, "__nbtaskq_output__", None)
+    return () if output is None else (output,)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nbtaskq.errors import DeserializationError
-from nbtaskq.message import Buffer
+from nbtaskq.message import Buffer, CellResult
 
 
 def unpack(
@@ -39,15 +39,18 @@ class _Loader(pickle.Unpickler):
             return self._result
         return super().find_class(module, name)
 
-    def _result(self, task_id: str) -> Any:
+    def _result(self, task_id: str, output: str | None = None) -> Any:
         try:
-            return self._results[task_id]
+            found = self._results[task_id]
         except KeyError:
             raise DeserializationError(
                 f"This value contains the result of task {task_id}, which is not at hand"
             ) from None
+        if isinstance(found, CellResult):
+            return found.value if output is None else found.outputs[output]
+        return found
 
 
-def dependency(task_id: str) -> Any:
+def dependency(task_id: str, output: str | None = None) -> Any:
     """Stand in a pickle for the result of a task; `unpack` puts the result there."""
     raise DeserializationError(f"The result of task {task_id} is only known to `unpack`")
