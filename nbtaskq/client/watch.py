@@ -18,6 +18,7 @@ from nbtaskq.client.fingerprint import TooLarge, fingerprint
 from nbtaskq.serializers.captures import approximate_size, global_names, wrapped
 from nbtaskq.serializers.identity import ATOMS, functions_in
 from nbtaskq.serializers.private import is_dynamic
+from nbtaskq.serializers.special import current_shell
 
 #: Data of more bytes than this is not read again for each send.
 LIMIT = 10_000_000
@@ -67,7 +68,7 @@ class Watch:
             self._enter(part)
         if isinstance(value, _BY_IDENTITY) or id(value) in self._known or name.startswith("__"):
             return _same(value)
-        if isinstance(value, types.FunctionType | type):
+        if isinstance(value, types.FunctionType | type) or value is current_shell():
             return _same(value)
         return self._content(name, value)
 

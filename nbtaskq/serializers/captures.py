@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from nbtaskq.serializers.identity import functions_in
+from nbtaskq.serializers.special import current_shell
 
 _NAME_OPS = frozenset(
     {"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
 )
+#: What is neither data nor travels by value.
+_REFERENCES = (types.ModuleType, types.BuiltinFunctionType)
 _names_of_code: weakref.WeakKeyDictionary[types.CodeType, tuple[str, ...]] = (
     weakref.WeakKeyDictionary()
 )
@@ -98,7 +101,7 @@ class Reach:
             self._waiting.append(found._replace(value=value.__self__))
         elif (inner := wrapped(value)) is not None:
             self._waiting.append(Capture("", inner, False))
-        elif not isinstance(value, types.ModuleType | types.BuiltinFunctionType):
+        elif not isinstance(value, _REFERENCES) and value is not current_shell():
             self.data.append(found)
 
     def _enter(self, code: Any) -> None:

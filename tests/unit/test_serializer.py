@@ -412,6 +412,24 @@ def test_captures_are_listed_through_helpers(link: Link) -> None:
     assert [name for name, _ in frozen.captures] == ["cfg", "rows"]
 
 
+SHELL = """
+from traitlets.config import Config
+from IPython.core.interactiveshell import InteractiveShell
+config = Config()
+config.HistoryManager.enabled = False
+shell = InteractiveShell.instance(config=config)
+get_ipython = shell.get_ipython
+"""
+
+
+def test_the_notebooks_shell_stands_for_that_of_the_worker(link: Link) -> None:
+    link.cell(SHELL + "def f(): return shell is None, get_ipython() is None")
+    frozen = link.notebook.ask("freeze", "f")
+    assert frozen.captures == ()
+    link.result("f")
+    assert link.tell("result") == (True, True)
+
+
 def test_a_large_argument_is_what_it_was_when_it_was_sent() -> None:
     numpy = pytest.importorskip("numpy")
     array = numpy.zeros(1_000_000)
