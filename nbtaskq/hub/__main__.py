@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 from types import FrameType
@@ -18,6 +19,8 @@ from nbtaskq.workspace import Workspace, write_private
 
 #: exit status when another hub serves this workspace, and when this one cannot serve it
 RUNNING, FAILED = 2, 3
+#: open files that are enough, and that every system allows
+MOST_FILES = 8192
 
 _log = logging.getLogger("nbtaskq.hub")
 
@@ -58,6 +61,7 @@ def main() -> int:
     if options.get("parent"):
         die_with_parent(options["parent"])
     os.umask(0o077)
+    _allow_peers()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     workspace = Workspace.at(options["workspace"])
     try:
@@ -71,6 +75,14 @@ def main() -> int:
         fail(workspace, error)
         return FAILED
     return 0
+
+
+def _allow_peers() -> None:
+    """Raise the number of open files, of which each peer takes one, where it is a low default."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 if __name__ == "__main__":

@@ -195,6 +195,16 @@ class HubState:
         self._roster.lost(peer)
         return self._done()
 
+    def corrupt(self, token: int, error: str, now: float) -> list[Action]:
+        """End a task that was leased and cannot be sent: its stored bytes are damaged."""
+        self._board.now = now
+        name = self.holder(token)
+        if name is not None:
+            task = self.workers[name].held[token]
+            self._cancelling.too_late(token, task)
+            self._board.finish(task, TaskStatus.CORRUPT, error)
+        return self._done()
+
     # -- routing ---------------------------------------------------------------------------
 
     def _hello(self, peer: bytes, hello: p.Hello) -> None:
