@@ -104,7 +104,7 @@ class Deaths:
         """Take all leases of a worker; without a notice nobody knows what it had begun."""
         begun = {slot.token for slot in died.slots} if died is not None else set()
         running: list[TaskRecord] = []
-        for token, task in reversed(worker.held.items()):
+        for token, task in reversed(list(worker.held.items())):
             handed_out = token not in self._board.unsent
             was_running = task.status == TaskStatus.RUNNING
             self._board.unhold(worker, task)
