@@ -34,7 +34,7 @@ CREATE TABLE task (
     checksum INTEGER, flavor INTEGER, priority INTEGER, expires REAL, at_most_once INTEGER,
     needs BLOB, batch BLOB, number INTEGER);
 CREATE UNIQUE INDEX task_by_id ON task (task_id);
-CREATE INDEX task_by_name ON task (name);
+CREATE INDEX task_by_name ON task (name, seq, origin);
 CREATE INDEX task_by_batch ON task (batch) WHERE batch IS NOT NULL;
 CREATE TABLE payload (
     seq INTEGER PRIMARY KEY, crc INTEGER, data BLOB, parts BLOB, labels BLOB, labels_crc INTEGER);

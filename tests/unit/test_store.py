@@ -175,8 +175,8 @@ def test_changes_within_one_group_apply_in_order(tmp_path: Path) -> None:
         ChangeTask(1, 2, labels=b"b", reasons=("died",)),
     )
     driver, (one, two) = driver.reopened()
-    assert (one.attempts, one.leased, one.reasons) == (2, False, ("died",))
-    assert (two.attempts, two.leased) == (1, True)
+    assert (one.attempts, one.leased, one.token, one.reasons) == (2, False, 0, ("died",))
+    assert (two.attempts, two.leased, two.token) == (1, True, 11)
     driver.close()
 
 
