@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nbtaskq import errors
-from nbtaskq.errors import BrokerUnreachable, NbTaskQError
+from nbtaskq.errors import BrokerUnreachable, HubAlreadyRunning, NbTaskQError
 from nbtaskq.process import Lock, spawn
 from nbtaskq.workspace import Workspace, jupyter_runtime
 
@@ -44,15 +44,29 @@ def ensure_running(
         Seconds without work and clients after which it ends.
     """
     workspace.create()
-    if Lock.holder(workspace.supervisor_lock) is not None:
+    lock = Lock(workspace.supervisor_lock)
+    try:
+        lock.acquire()
+    except HubAlreadyRunning:
         return False
-    workspace.failure_file.unlink(missing_ok=True)
-    options: dict[str, Any] = {"workspace": str(workspace.folder), "workers": workers}
-    if idle is not None:
-        options["idle"] = idle
-    env = os.environ | {"JUPYTER_RUNTIME_DIR": str(jupyter_runtime())}
-    log = workspace.log("supervisor")
-    spawn(MODULE, options, log=log, detach=True, executable=executable, env=env)
+    try:
+        workspace.failure_file.unlink(missing_ok=True)
+        options: dict[str, Any] = {"lock": lock.fileno()}
+        options |= {"workspace": str(workspace.folder), "workers": workers}
+        if idle is not None:
+            options["idle"] = idle
+        child = spawn(
+            MODULE,
+            options,
+            log=workspace.log("supervisor"),
+            detach=True,
+            pass_fds=[lock.fileno()],  # held without a gap, so nobody starts another one
+            executable=executable,
+            env=os.environ | {"JUPYTER_RUNTIME_DIR": str(jupyter_runtime())},
+        )
+        lock.hand_over(child.pid)
+    finally:
+        lock.release()
     return True
 
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -37,6 +37,7 @@ def spawn(
     *,
     log: Path,
     detach: bool = False,
+    pass_fds: Sequence[int] = (),
     executable: str = sys.executable,
     env: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
@@ -52,6 +53,8 @@ def spawn(
         File of mode 0600 to which its standard output and error are appended.
     detach : bool
         It outlives this process; until then a thread waits for its end, so that no zombie stays.
+    pass_fds : sequence of int
+        Descriptors that it inherits; no others are open in it.
     executable : str
         The Python that runs it.
     env : mapping, optional
@@ -65,6 +68,7 @@ def spawn(
             stdout=output,
             stderr=output,
             start_new_session=True,
+            pass_fds=pass_fds,
             env=_clean(os.environ if env is None else env),
         )
     _tell(process, options)
@@ -182,9 +186,25 @@ class Lock:
                 f"Process {pid} already serves {self.path.parent} (it holds {self.path.name}). "
                 f"Use it, or stop it with `nbtaskq down`."
             )
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, b"%d\n" % os.getpid(), 0)
         self._handle = handle
+        self._write(os.getpid())
+
+    def fileno(self) -> int:
+        """Return the descriptor of the lock that is held; who inherits it can `adopt` it."""
+        assert self._handle is not None
+        return self._handle
+
+    def hand_over(self, pid: int) -> None:
+        """Leave the lock to a process that has inherited it."""
+        self._write(pid)
+        os.close(self.fileno())
+        self._handle = None
+
+    def adopt(self, handle: int) -> None:
+        """Hold the lock that another process has taken and handed over."""
+        os.set_inheritable(handle, False)
+        self._handle = handle
+        self._write(os.getpid())
 
     def release(self) -> None:
         """Give the lock back; without effect when it is not held."""
@@ -199,6 +219,10 @@ class Lock:
 
     def __exit__(self, *exc: object) -> None:
         self.release()
+
+    def _write(self, pid: int) -> None:
+        os.ftruncate(self.fileno(), 0)
+        os.pwrite(self.fileno(), b"%d\n" % pid, 0)
 
     @staticmethod
     def holder(path: Path) -> int | None:

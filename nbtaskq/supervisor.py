@@ -308,8 +308,12 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     workspace = Workspace.at(options.pop("workspace")).create()
     lock = Lock(workspace.supervisor_lock)
+    handle = options.pop("lock", None)
     try:
-        lock.acquire()
+        if handle is None:
+            lock.acquire()
+        else:
+            lock.adopt(handle)
     except HubAlreadyRunning as running:
         _log.info("%s", running)
         return

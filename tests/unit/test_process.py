@@ -166,6 +166,27 @@ def test_the_lock_of_a_killed_process_is_taken_over(modules: Path, tmp_path: Pat
         assert Lock.holder(path) == os.getpid()
 
 
+def test_a_lock_is_handed_over_without_a_gap(modules: Path, tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    (modules / "heir.py").write_text(
+        "import signal\n"
+        "from pathlib import Path\n"
+        "from nbtaskq.process import Lock, read_options\n"
+        f"Lock(Path({str(path)!r})).adopt(read_options()['lock'])\n"
+        "signal.pause()\n"
+    )
+    lock = Lock(path)
+    lock.acquire()
+    handle = lock.fileno()
+    heir = spawn("heir", {"lock": handle}, log=tmp_path / "log", pass_fds=[handle])
+    lock.hand_over(heir.pid)
+    lock.release()
+    assert Lock.holder(path) == heir.pid
+    heir.kill()
+    heir.wait(10)
+    assert Lock.holder(path) is None
+
+
 def test_a_lock_that_is_only_looked_at_can_be_taken(tmp_path: Path) -> None:
     looker = subprocess.Popen(
         [

@@ -10,6 +10,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +332,17 @@ def test_the_cause_is_forgotten_once_the_hub_serves(
 
 
 # -- the launcher --------------------------------------------------------------------------
+
+
+def test_of_many_launches_at_once_one_starts_a_supervisor(workspace: Workspace) -> None:
+    with ThreadPoolExecutor() as threads:
+        launches = [threads.submit(launcher.ensure_running, workspace, 0) for _ in range(5)]
+    assert [launch.result() for launch in launches].count(True) == 1
+    pid = launcher.running(workspace)
+    assert pid
+    until(workspace.supervisor_file.exists, "the supervisor is at work")
+    assert launcher.running(workspace) == pid
+    assert workspace.log("supervisor").read_text() == ""
 
 
 def test_what_is_running_is_not_started_again(workspace: Workspace) -> None:
