@@ -76,6 +76,7 @@ class Interrupts:
         self._runs = runs
         self._in_console = in_console
         self._terminate = terminate
+        self._pid = os.getpid()
 
     def install(self) -> None:
         """Handle the signals from now on; forks of this process do as processes usually do."""
@@ -91,7 +92,7 @@ class Interrupts:
             signal.signal(signal.SIGTERM, self._terminated)
 
     def _interrupted(self, signum: int, frame: FrameType | None) -> None:
-        if self._in_console():
+        if self._in_console() or os.getpid() != self._pid:
             signal.default_int_handler(signum, frame)
         target = self._recorder.cancel_target
         run = self._outputs.sync
@@ -114,7 +115,8 @@ class Interrupts:
         threading.Timer(AGAIN, os.kill, (os.getpid(), signal.SIGINT)).start()
 
     def _terminated(self, signum: int, frame: FrameType | None) -> None:
-        self._terminate()
+        if os.getpid() == self._pid:  # and not a fork that was hit before `_reset`
+            self._terminate()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -25,6 +25,7 @@ from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 from ipykernel.zmqshell import ZMQInteractiveShell
 from tornado.ioloop import IOLoop
+from traitlets import Any as AnyTrait
 from traitlets import Type, default
 from traitlets.config import Config
 
@@ -119,7 +120,7 @@ class WorkerApp(IPKernelApp):
     """The application around a worker's kernel: nothing of the user's profile is run or kept."""
 
     kernel_class = Type(WorkerKernel)
-    outputs: Outputs
+    outputs = AnyTrait()
 
     @default("session")
     def _session_default(self) -> TaskSession:
@@ -137,8 +138,8 @@ class WorkerApp(IPKernelApp):
 
 def make_app(options: Options, outputs: Outputs) -> WorkerApp:
     """Build the kernel with its sockets and streams."""
-    WorkerApp.outputs = outputs
     app: WorkerApp = WorkerApp.instance(
+        outputs=outputs,
         transport="ipc",
         ip=options.sockets,
         connection_file=options.connection_file,
@@ -161,6 +162,8 @@ class Worker:
     def __init__(self, options: Options) -> None:
         self._log = os.dup(2)
         faulthandler.enable(self._log)
+        # what a dying process says must not pass through a pipe that dies with it
+        sys.__stderr__ = os.fdopen(self._log, "w", buffering=1)  # type: ignore[misc]
         runs: dict[int, Run] = {}
         self._inbox = Inbox()
         self._recorder = Recorder.open(Path(options.recorder))

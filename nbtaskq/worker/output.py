@@ -9,7 +9,6 @@ A task that prints nothing pays nothing: its `TaskOutput` is made at the first w
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Callable
@@ -267,6 +266,18 @@ def _updated(kind: str, content: dict[str, Any]) -> Any:
 def _as_json(content: dict[str, Any]) -> bytes:
     try:
         return _encode(content)
-    except (TypeError, ValueError):  # lone surrogates, foreign types
-        text = json.dumps(content, default=repr, ensure_ascii=False)
-        return text.encode("utf-8", "replace")
+    except (TypeError, ValueError):
+        return _encode(_plain(content))
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can say of a value: lone surrogates and foreign types are replaced."""
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, dict):
+        return {_plain(str(key)): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, bytes)):
+        return value
+    return _plain(repr(value))
