@@ -70,7 +70,13 @@ class Telling:
     # -- questions -------------------------------------------------------------------------
 
     def wish(self, task_id: bytes, session: bytes, wish: Wish = Wish.HEAR) -> None:
-        """Let a session hear of a task that has not ended durably."""
+        """Let a session hear of a task that has not ended durably.
+
+        What it was told already may have been lost: that is why it asks.
+        """
+        ending = self._board.ending.get(task_id)
+        if ending is not None:
+            ending.told = tuple(s for s in ending.told if s != session)
         wishes = self._wishes.setdefault(task_id, {})
         wishes[session] = max(wish, wishes.get(session, wish))
 
@@ -91,13 +97,9 @@ class Telling:
         ended: list[bytes] = []
         for task_id in message.task_ids:
             task = self._board.tasks.get(task_id)
-            ending = self._board.ending.get(task_id)
             if task is not None:
                 changes.append((task_id, task.status, task.worker))
-                self.wish(task_id, client.session, wish)
-            elif ending is not None:
-                # what it was told may have been lost: that is why it asks
-                ending.told = tuple(s for s in ending.told if s != client.session)
+            if task is not None or task_id in self._board.ending:
                 self.wish(task_id, client.session, wish)
             else:
                 ended.append(task_id)
