@@ -183,4 +183,6 @@ def _size(path: Path) -> int:
 
 
 def _pidfd(pid: int) -> int:
-    return os.pidfd_open(pid) if sys.platform == "linux" else -1
+    if sys.platform == "linux":
+        return os.pidfd_open(pid)
+    return -1
