@@ -19,6 +19,7 @@ NbTaskQError
 ├── UnknownTask (LookupError)            no task of this id or name
 │   └── AmbiguousTask                    several tasks match
 ├── ResultTimeout (TimeoutError)         waiting ended; the task goes on
+├── ValuePending (RuntimeError)          a name was used whose value a task still computes
 └── TaskError                            how a task ended, when not with its own exception
     ├── TaskCancelled                    somebody cancelled it
     ├── TaskRejected                     its worker refused it
@@ -123,6 +124,10 @@ class AmbiguousTask(UnknownTask):
 
 class ResultTimeout(NbTaskQError, TimeoutError):
     """The waiting ended before the task did; the task goes on."""
+
+
+class ValuePending(NbTaskQError, RuntimeError):
+    """A name was used whose value is still computed by a task."""
 
 
 class TaskError(NbTaskQError):

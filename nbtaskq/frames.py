@@ -91,13 +91,16 @@ def _results(tasks: Sequence[TaskHandle[Any]]) -> tuple[list[Row], list[str]]:
             try:
                 row = _expanded(task.result())
             except Exception as error:  # whatever loading the value raises: it is in the row
-                problem = f"{type(error).__name__}: {error}"
+                problem = _words(error)
         elif task.facts is None and task.done():
-            error = task.exception(0)
-            problem = f"{type(error).__name__}: {error}"
+            problem = _words(task.exception(0))
         rows.append(row)
         problems.append(problem)
     return rows, problems
+
+
+def _words(error: BaseException | None) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _expanded(value: Any) -> Row:

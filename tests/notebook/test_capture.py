@@ -52,8 +52,8 @@ def read(source: str) -> Reading:
         ("while go:\n    go = step()", "go step"),
         ("try:\n    a()\nexcept (B, C) as e:\n    print(e)\nfinally:\n    d", "a B C print d"),
         ("if c:\n    x = 1\nelse:\n    x = 2\nx", "c"),
-        ("match v:\n    case {'a': a, **rest} if a > low: rest\n    case K(x=[1, *b]): b\n    case M.y: 1",
-         "v low K M"),
+        ("match v:\n    case {'a': a, **rest} if a > low: rest\n    case K(x=[1, *b]): b\n"
+         "    case M.y: 1", "v low K M"),
         ("assert ok, why", "ok why"),
         ("raise Wrong from cause", "Wrong cause"),
         ("await x", "x"),
@@ -95,7 +95,7 @@ def test_what_a_cell_assigns_is_known_also_below_statements_and_globals():
         "def g():\n    global h\n    h = 1\n    local = 2\nclass K: member = 1\n"
         "[inner for inner in x]\nif (w := 1): pass"
     )
-    assert found.assigns == set("p a b c d e f g h K w".split())
+    assert found.assigns == set("pabcdefghKw")
 
 
 def test_top_level_await_makes_a_cell_async():
