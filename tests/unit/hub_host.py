@@ -131,6 +131,9 @@ class Peer:
         self.address = b""
         self.heard: list[p.Outbound] = []
 
+    def __repr__(self) -> str:
+        return self.name
+
     def hello(self) -> p.Hello:
         return p.Hello(
             p.VERSION, self.role, self.name.encode(), self.environment, 1, name=self.name
