@@ -20,6 +20,7 @@ def attached_handle(broker: Broker, row: dict[str, Any]) -> TaskHandle[Any]:
     handle: TaskHandle[Any] = TaskHandle(
         broker, row["task_id"], row["name"], None, args, kwargs
     )
+    handle.on_accepted()
     broker.watch(handle.task_id, handle)
     return handle
 

@@ -30,12 +30,12 @@ from nbtaskq.errors import (
     TaskUncertain,
 )
 from nbtaskq.hub.protocol import Outcome
-from nbtaskq.message import Buffer, Parcel, Result, TaskStatus
+from nbtaskq.message import Buffer, Captured, CellResult, Parcel, Result, TaskStatus
 from nbtaskq.serializers.exceptions import load_exception
 
 if TYPE_CHECKING:
     from nbtaskq.abc import Broker
-    from nbtaskq.client.task import Task
+    from nbtaskq.client.definition import Definition
 
 R = TypeVar("R")
 
@@ -67,7 +67,7 @@ class TaskHandle(Generic[R]):
         broker: Broker,
         task_id: str,
         task_name: str,
-        task: Task[..., Any] | None = None,
+        task: Definition[..., Any] | None = None,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> None:
@@ -85,6 +85,8 @@ class TaskHandle(Generic[R]):
         self._buffers: Sequence[Buffer] = ()
         self._loaded: tuple[Any, BaseException | None] | None = None
         self._notes: dict[int, bytes] = {}
+        self._outputs: dict[str, Any] = {}
+        self._deliver: Callable[[dict[str, Any]], None] | None = None
         self._callbacks: list[tuple[str, Callable[[], None]]] = []
 
     # -- what the broker tells -------------------------------------------------------------
@@ -331,7 +333,8 @@ class TaskHandle(Generic[R]):
         """The call's arguments by name, as far as they are known here."""
         signature = self._task.signature if self._task is not None else None
         if signature is None:
-            return {**{f"arg{i}": a for i, a in enumerate(self._args)}, **self._kwargs}
+            given = [a for a in self._args if not isinstance(a, Captured)]
+            return {**{f"arg{i}": a for i, a in enumerate(given)}, **self._kwargs}
         bound = signature.bind(*self._args, **self._kwargs)
         named: dict[str, Any] = {}
         for name, value in bound.arguments.items():
@@ -343,6 +346,17 @@ class TaskHandle(Generic[R]):
         return named
 
     @property
+    def captured(self) -> dict[str, Any]:
+        """What a cell was given of its notebook's names, as far as it is known here."""
+        return next((dict(a) for a in self._args if isinstance(a, Captured)), {})
+
+    @property
+    def vars(self) -> dict[str, Any]:
+        """Wait as `result` does, and return what a cell gave back, by name."""
+        self.result()
+        return dict(self._outputs)
+
+    @property
     def output(self) -> TaskOutput:
         """What the task has printed and displayed so far."""
         if self._outcome is not None or self._accepted:
@@ -350,16 +364,19 @@ class TaskHandle(Generic[R]):
         return TaskOutput([self._notes[n] for n in sorted(self._notes)])
 
     def _fill_output(self) -> None:
-        """Fetch pieces that were not pushed to this handle."""
-        complete = self._notes and max(self._notes) == len(self._notes)
-        if complete and self._outcome is None:
-            return
-        after = 0
-        while after in self._notes or after + 1 in self._notes:
+        """Fetch pieces, numbered from 0, that were not pushed to this handle."""
+        after = -1
+        while after + 1 in self._notes:
             after += 1
-        body = {"task_id": self.task_id, "after": after}
-        for number, content in portal.run(self._broker.control("output", body), 5.0):
-            self._notes[number] = content
+        if self._outcome is None and after >= 0 and after == max(self._notes):
+            return
+        while True:
+            body = {"task_id": self.task_id, "after": after}
+            pieces = portal.run(self._broker.control("output", body), 5.0)
+            if not pieces:
+                return
+            self._notes.update(pieces)
+            after = pieces[-1][0]
 
     @property
     def facts(self) -> Outcome | None:
@@ -374,13 +391,18 @@ class TaskHandle(Generic[R]):
             assert self._outcome is not None
             self._loaded = self._decode(self._outcome)
             self._buffers = ()
+            if self._deliver is not None and self._loaded[1] is None:
+                self._deliver(self._outputs)
         return self._loaded
 
     def _decode(self, outcome: Outcome) -> tuple[Any, BaseException | None]:
         parcel = Parcel(outcome.body, self._buffers)
         status = TaskStatus(outcome.status)
         if status is TaskStatus.SUCCEEDED:
-            return self._broker.serializer.loads(parcel), None
+            value = self._broker.serializer.loads(parcel)
+            if isinstance(value, CellResult):
+                value, self._outputs = value
+            return value, None
         if outcome.body:
             return None, load_exception(self._broker.serializer, parcel)
         text = f"{self.task_name} ({self.task_id[:8]}) {status}: {outcome.error}"

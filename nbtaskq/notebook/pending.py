@@ -94,7 +94,9 @@ for _use in _USES.split():
 
 
 def duration(seconds: float) -> str:
-    """Return a time span as people say it: `0.4 s`, `12 s`, `3 min 31 s`, `2 h 5 min`."""
+    """Return a time span as people say it: `4 ms`, `0.4 s`, `12 s`, `3 min 31 s`, `2 h 5 min`."""
+    if seconds < 0.0995:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 9.95:
         return f"{seconds:.2g} s"
     whole = round(seconds)
