@@ -19,6 +19,8 @@ from nbtaskq.workspace import Workspace, write_private
 
 #: exit status when another hub serves this workspace, and when this one cannot serve it
 RUNNING, FAILED = 2, 3
+#: seconds that the writer thread may keep the GIL from the thread that serves the socket
+SWITCH = 0.001
 #: open files that are enough, and that every system allows
 MOST_FILES = 8192
 
@@ -39,6 +41,7 @@ def serve(workspace: Workspace) -> None:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
+    sys.setswitchinterval(SWITCH)
     gc.collect()
     gc.freeze()
     try:
