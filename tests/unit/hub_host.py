@@ -293,6 +293,8 @@ class Host:
         self.numbers = itertools.count(1)
         self.tables = Tables()
         self.peers: dict[bytes, Peer] = {}
+        #: address and task ids of each delivery
+        self.deliveries: list[tuple[bytes, list[str]]] = []
         self._begin()
         self.state = HubState(self.epoch, 1, self.now)
         self.state.load([])
@@ -328,6 +330,7 @@ class Host:
         assert self.state.written == len(self.ops)
 
     def _deliver(self, action: Deliver) -> None:
+        self.deliveries.append((action.peer, [self.ids[x.seq].decode() for x in action.leases]))
         worker = self.peers.get(action.peer)
         if isinstance(worker, Worker):
             worker.deliver(Held(self.ids[lease.seq], lease) for lease in action.leases)
@@ -381,6 +384,7 @@ class Host:
         while (at := self.state.deadline()) <= end:
             self.now = max(self.now, at)
             self.perform(self.state.tick(self.now))
+            assert self.state.deadline() > at, "a deadline that no tick removes"
         self.now = end
         self.perform(self.state.tick(self.now))
 

@@ -13,8 +13,8 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from hub_host import Held, Host, Peer, Pool, task
 from hub_host import Client as DirectClient
+from hub_host import Held, Host, Pool, task
 from hub_host import Worker as DirectWorker
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
