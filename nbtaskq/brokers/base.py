@@ -13,6 +13,7 @@ from nbtaskq.client.task import Task
 from nbtaskq.errors import TaskDefinitionError
 from nbtaskq.hub.protocol import Outcome, Submission, encode_labels
 from nbtaskq.message import Buffer, Event
+from nbtaskq.middlewares import SimpleRetryMiddleware
 from nbtaskq.serializers.default import DillSerializer
 
 P = ParamSpec("P")
@@ -38,13 +39,17 @@ class Registry(dict[str, Task[..., Any]]):
 
 
 class BaseBroker(Broker):
-    """A broker with a registry of tasks, middlewares and event handlers."""
+    """A broker with a registry of tasks, middlewares and event handlers.
+
+    It starts with a `SimpleRetryMiddleware`, which acts on the label `max_retries`.
+    """
 
     def __init__(self, serializer: Serializer | None = None) -> None:
         self.serializer = serializer or DillSerializer()
         self.middlewares: list[Middleware] = []
         self.tasks = Registry()
         self._handlers: dict[Event, list[Handler]] = {event: [] for event in Event}
+        self.with_middlewares(SimpleRetryMiddleware())
 
     # -- tasks -----------------------------------------------------------------------------
 

@@ -309,8 +309,12 @@ class Connection:
             self._link.tick()
         except ProtocolMismatch as error:
             self._give_up(error)
-        while self._calls:
-            self._calls.popleft()()
+        # questions about a message must not overtake it
+        for _ in range(len(self._calls)):
+            call = self._calls.popleft()
+            if self._link.welcomed:
+                self._send_outbox()
+            call()
         if self._link.welcomed:
             self._send_outbox()
         else:

@@ -11,9 +11,9 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
-from nbtaskq.abc import Delivery, Envelope, Serializer, Settlement, Watcher
+from nbtaskq.abc import Delivery, Envelope, Middleware, Serializer, Settlement, Watcher
 from nbtaskq.brokers.base import BaseBroker, submission_of
 from nbtaskq.brokers.memory_host import MemoryHost
 from nbtaskq.client.portal import Portal
@@ -42,6 +42,7 @@ class InMemoryBroker(BaseBroker):
     def __init__(
         self, serializer: Serializer | None = None, *, max_async_tasks: int = 100
     ) -> None:
+        self._receiver: Receiver | None = None
         super().__init__(serializer)
         self._max_async_tasks = max_async_tasks
         self._portal = Portal("nbtaskq memory")
@@ -60,6 +61,13 @@ class InMemoryBroker(BaseBroker):
         self._batches = 0
         self._open_batches: dict[int, Sequence[tuple[bytes, Watcher]]] = {}
         self._stopping = False
+
+    def with_middlewares(self, *middlewares: Middleware) -> Self:
+        """Add middlewares; a receiver that runs already uses them from the next delivery on."""
+        super().with_middlewares(*middlewares)
+        if self._receiver is not None:
+            self._receiver.use_middlewares(self.middlewares)
+        return self
 
     # -- lifecycle -------------------------------------------------------------------------
 
@@ -95,7 +103,7 @@ class InMemoryBroker(BaseBroker):
         self._stirred = asyncio.Event()
         self._arrived.set()
         await self.happen(Event.WORKER_STARTUP)
-        receiver = Receiver(
+        receiver = self._receiver = Receiver(
             self, self.serializer, self.middlewares, max_async_tasks=self._max_async_tasks
         )
         beat = asyncio.create_task(self._keep_alive())
@@ -103,6 +111,8 @@ class InMemoryBroker(BaseBroker):
             await receiver.run()
         finally:
             beat.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await beat
             await self.happen(Event.WORKER_SHUTDOWN)
 
     async def _keep_alive(self) -> None:

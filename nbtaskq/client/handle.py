@@ -77,6 +77,8 @@ class TaskHandle(Generic[R]):
         self._task = task
         self._args = args
         self._kwargs = kwargs or {}
+        #: False while hooks still hold the message back
+        self._handed_over = True
         self._accepted = False
         self._refused: BaseException | None = None
         self._status = TaskStatus.QUEUED
@@ -86,7 +88,7 @@ class TaskHandle(Generic[R]):
         self._loaded: tuple[Any, BaseException | None] | None = None
         self._notes: dict[int, bytes] = {}
         self._outputs: dict[str, Any] = {}
-        self._deliver: Callable[[dict[str, Any]], None] | None = None
+        self._deliver: Callable[[dict[str, Any], BaseException | None], None] | None = None
         self._callbacks: list[tuple[str, Callable[[], None]]] = []
 
     # -- what the broker tells -------------------------------------------------------------
@@ -161,6 +163,14 @@ class TaskHandle(Generic[R]):
         with _lock:
             self._callbacks = [(m, c) for m, c in self._callbacks if c is not call]
 
+    def hold_back(self) -> None:
+        """Note that hooks still work on the message: the broker does not know it yet."""
+        self._handed_over = False
+
+    def hand_over(self) -> None:
+        """Note that the broker gets the message now."""
+        self._handed_over = True
+
     # -- waiting ---------------------------------------------------------------------------
 
     def _wait_for(self, moment: str, timeout: float | None) -> bool:
@@ -187,7 +197,7 @@ class TaskHandle(Generic[R]):
 
     def _nudge(self, moment: str) -> None:
         """Say that somebody blocks on this task; the broker answers with what it knows."""
-        if moment in ("done", "value") and self._refused is None:
+        if moment in ("done", "value") and self._refused is None and self._handed_over:
             self._broker.watch(self.task_id, self, value=moment == "value")
 
     def _check_trouble(self) -> None:
@@ -391,8 +401,8 @@ class TaskHandle(Generic[R]):
             assert self._outcome is not None
             self._loaded = self._decode(self._outcome)
             self._buffers = ()
-            if self._deliver is not None and self._loaded[1] is None:
-                self._deliver(self._outputs)
+            if self._deliver is not None:
+                self._deliver(self._outputs, self._loaded[1])
         return self._loaded
 
     def _decode(self, outcome: Outcome) -> tuple[Any, BaseException | None]:
@@ -432,7 +442,7 @@ class TaskHandle(Generic[R]):
 
     def __dir__(self) -> list[str]:
         hidden = {"wait_result", "get_result", "is_ready"}
-        hidden |= {n for n in super().__dir__() if n.startswith("on_")}
+        hidden |= {n for n in super().__dir__() if n.startswith(("on_", "hold_", "hand_"))}
         return [name for name in super().__dir__() if name not in hidden]
 
     def __repr__(self) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from nbtaskq.client.batch import Batch
+from nbtaskq.client.current import current_broker
 from nbtaskq.client.options import read_options
 from nbtaskq.client.sending import Call, Plan, calls_of_map, calls_of_sweep, send
 from nbtaskq.errors import TaskArgumentError, TaskDefinitionError
@@ -15,7 +16,7 @@ from nbtaskq.errors import TaskArgumentError, TaskDefinitionError
 if TYPE_CHECKING:
     from nbtaskq.abc import Broker
     from nbtaskq.client.handle import TaskHandle
-    from nbtaskq.client.task import Task
+    from nbtaskq.client.definition import Definition
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,7 +26,7 @@ R = TypeVar("R")
 class Kicker(Generic[P, R]):
     """How a task will be sent. It never changes the task, nor itself."""
 
-    task: Task[P, R]
+    task: Definition[P, R]
     labels: tuple[tuple[str, Any], ...] = ()
     task_id: str | None = None
     broker: Broker | None = None
@@ -90,7 +91,7 @@ class Kicker(Generic[P, R]):
 
     def _plan(self, task_id: str | None, batch: bytes = b"") -> Plan:
         labels = {**self.task.labels, **dict(self.labels)}
-        return Plan(self.task, self.broker or self.task.broker, labels, task_id, batch)
+        return Plan(self.task, self.broker or current_broker(), labels, task_id, batch)
 
     def _batch(self, calls: Iterable[Call]) -> Batch[R]:
         if self.task_id is not None:

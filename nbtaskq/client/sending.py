@@ -15,7 +15,7 @@ from nbtaskq.errors import SendError
 from nbtaskq.message import Message, new_task_id
 
 if TYPE_CHECKING:
-    from nbtaskq.client.task import Task
+    from nbtaskq.client.definition import Definition
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -23,7 +23,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 class Plan(NamedTuple):
     """What the messages of one send have in common."""
 
-    task: Task[..., Any]
+    task: Definition[..., Any]
     broker: Broker
     labels: Mapping[str, Any]
     task_id: str | None = None
@@ -63,8 +63,8 @@ def _send_through_hooks(broker: Broker, envelope: Envelope, handle: TaskHandle[A
     for hook in hooks:
         said = hook(message)
         if isawaitable(said):
-            rest = _go_on(broker, envelope, handle, said, hooks)
-            portal.start(rest)
+            handle.hold_back()
+            portal.start(_go_on(broker, envelope, handle, said, hooks))
             return
         message = said
     _submit(broker, envelope, message, handle)
@@ -110,6 +110,7 @@ def _submit(
     parcel = envelope.parcel
     if message.changed or message is not envelope.message:
         parcel = broker.serializer.dumps((message.args, message.kwargs), root="call")
+    handle.hand_over()
     changed = Envelope(
         message, parcel, envelope.frozen, envelope.flavor, *options, envelope.batch, envelope.place
     )

@@ -104,6 +104,10 @@ class Receiver:
         self._room = asyncio.Semaphore(max_async_tasks)
         self._running: set[asyncio.Task[None]] = set()
 
+    def use_middlewares(self, middlewares: Sequence[Middleware]) -> None:
+        """Call the hooks of these from the next delivery on."""
+        self._hooks = Hooks(middlewares)
+
     async def run(self) -> None:
         """Receive until the source ends, then wait for what is still running."""
         async for batch in self._source.listen_many():
