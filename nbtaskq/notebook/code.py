@@ -71,10 +71,10 @@ def _sendable(result: CellResult) -> CellResult:
     if kind.__module__.partition(".")[0] in _PLAIN:
         return result
     from nbtaskq.errors import SerializationError
-    from nbtaskq.serializers import default_serializer
+    from nbtaskq.serializers import DillSerializer
 
     try:
-        default_serializer().dumps(value, root="result")
+        DillSerializer().dumps(value, root="result")
     except SerializationError:
         return CellResult(Unsendable(kind.__qualname__, reprlib.repr(value)), result.outputs)
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,24 @@ class Delivery:
         names.update(self._pending)
         handle._deliver = self.deliver
 
-    def deliver(self, values: Mapping[str, Any]) -> None:
+    def deliver(self, values: Mapping[str, Any], error: BaseException | None) -> None:
         """Bind the names that still wait for these values; the user's own are left alone."""
+        if error is not None:
+            self._advise(error)
+            return
         for name, pending in self._pending.items():
             if self._names.get(name) is pending:
                 self._names[name] = values[name]
+
+    def _advise(self, error: BaseException) -> None:
+        """Say it when the cell missed a name that the notebook has."""
+        if not isinstance(error, NameError):
+            return
+        # libraries raise it without the attribute, for names in their own strings
+        missed = [error.name] if error.name else re.findall(r"'(\w+)'", str(error))
+        for name in missed:
+            if name in self._names and name not in self.handle.captured:
+                error.add_note(f"The notebook has a name {name!r}: add -i {name} to the cell")
 
     @property
     def kept(self) -> list[str]:

@@ -35,7 +35,10 @@ def remote_frames() -> Iterator[None]:
         yield
     except Exception as error:
         if isinstance(error.__cause__, RemoteTraceback):
-            _render(error, str(error.__cause__).strip().splitlines())
+            lines = str(error.__cause__).strip().splitlines()
+            _render(error, [*lines, *getattr(error, "__notes__", ())])
+        elif isinstance(error, NbTaskQError):
+            _render(error, [f"{type(error).__name__}: {error}"])
         raise
 
 

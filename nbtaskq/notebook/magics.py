@@ -23,7 +23,7 @@ from IPython.core.magic import (
 )
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 
-from nbtaskq.notebook.delivery import Deliveries
+from nbtaskq.notebook.delivery import Deliveries, Delivery
 from nbtaskq.notebook.errors import CellFailed, brief, remote_frames
 
 #: options of cells that this version does not act on, with how many values they take
@@ -168,13 +168,13 @@ class NbTaskQMagics(Magics):
         _require_workers()
         with brief():
             handle = CellTask(self._ipython, source, spec, labels).kiq()
-        if not is_headless(self._ipython):
+        if is_headless(self._ipython):
+            Delivery(handle, spec.outputs, self._ipython.user_ns)
+            follow(handle)
+            with remote_frames():
+                handle.result()
+        else:
             self.deliveries.expect(handle, spec.outputs)
-            return handle
-        follow(handle)
-        with remote_frames():
-            handle.result()
-        self._ipython.user_ns.update(handle.vars)
         return handle
 
     def _register_cell(self, options: Any, line: str, cell: str) -> Any:
