@@ -276,4 +276,3 @@ def _require_workers() -> None:
             "a cell runs in a worker kernel, and the default broker is an InMemoryBroker; "
             "nq.set_default_broker(None) goes back to the workspace's hub"
         )
-

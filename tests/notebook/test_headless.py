@@ -6,10 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from kernels import Screen, run_through, screen
 
 from nbtaskq.workspace import Workspace
-
-from kernels import Screen, run_through, screen
 
 pytestmark = [pytest.mark.kernels, pytest.mark.filterwarnings("default")]
 
