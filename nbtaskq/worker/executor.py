@@ -82,7 +82,7 @@ class KernelExecutor(Executor):
         if last is not None:
             self._tidy(last)
         task_id = delivery.task_id.encode()
-        run = Run(task_id, delivery.token, index, time.time())
+        run = Run(task_id, delivery.token, index, time.time(), delivery.attempt)
         self._recorder.begin(index, task_id, run.token, run.started)
         self._slots[index] = self._runs[run.token] = run
         if delivery.flavor == Flavor.ASYNC:

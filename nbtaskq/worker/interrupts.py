@@ -76,13 +76,16 @@ class Interrupts:
         self._runs = runs
         self._in_console = in_console
         self._terminate = terminate
-        self._pid = os.getpid()
 
     def install(self) -> None:
         """Handle the signals from now on; forks of this process do as processes usually do."""
         signal.signal(signal.SIGINT, self._interrupted)
         signal.signal(signal.SIGTERM, self._terminated)
-        os.register_at_fork(after_in_child=_reset)
+        # Python forgets a signal that meets a fork before its handlers are reset: hold it back
+        mask = _Mask()
+        os.register_at_fork(
+            before=mask.hold, after_in_parent=mask.release, after_in_child=mask.release_in_child
+        )
 
     def reinstall(self) -> None:
         """Take the handlers back from a task that replaced them."""
@@ -92,7 +95,7 @@ class Interrupts:
             signal.signal(signal.SIGTERM, self._terminated)
 
     def _interrupted(self, signum: int, frame: FrameType | None) -> None:
-        if self._in_console() or os.getpid() != self._pid:
+        if self._in_console():
             signal.default_int_handler(signum, frame)
         target = self._recorder.cancel_target
         run = self._outputs.sync
@@ -115,13 +118,21 @@ class Interrupts:
         threading.Timer(AGAIN, os.kill, (os.getpid(), signal.SIGINT)).start()
 
     def _terminated(self, signum: int, frame: FrameType | None) -> None:
-        if os.getpid() == self._pid:  # and not a fork that was hit before `_reset`
-            self._terminate()
+        self._terminate()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _reset() -> None:
-    if threading.current_thread() is threading.main_thread():
+class _Mask(threading.local):
+    """Holds the signals back while the calling thread forks."""
+
+    def hold(self) -> None:
+        self._before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+
+    def release(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
+
+    def release_in_child(self) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.release()

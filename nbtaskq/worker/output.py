@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 MAX_OUTPUT = 10_000_000
 #: notes that one task may produce
 MAX_NOTES = 20_000
+#: numbers between the first notes of two attempts
+ATTEMPT = 1 << 20
 #: characters of text in one note
 CHUNK = 65_536
 
@@ -135,13 +137,14 @@ class Outputs:
 
 
 class TaskOutput:
-    """The notes of one task, numbered from 0. Adjacent pieces of text become one note.
+    """The notes of one attempt, numbered. Adjacent pieces of text become one note.
 
     What goes beyond the bounds is dropped and counted; the last note tells.
     """
 
     __slots__ = (
         "_dropped",
+        "_last",
         "_lines",
         "_name",
         "_notes",
@@ -159,7 +162,8 @@ class TaskOutput:
         self._run = run
         self._outputs = outputs
         self._notes: list[Note] = []
-        self._number = 0
+        self._number = (run.attempt - 1) * ATTEMPT
+        self._last = self._number + MAX_NOTES
         self._name = ""
         self._texts: list[str] = []
         self._size = 0
@@ -189,7 +193,7 @@ class TaskOutput:
         """Add an output message; updates of one display that follow each other become one."""
         data = _as_json({"output_type": kind, **content})
         with self._outputs.lock:
-            if len(data) > self._room or self._number >= MAX_NOTES:
+            if len(data) > self._room or self._number >= self._last:
                 self._drop(1)
                 return
             self._room -= len(data)
@@ -223,10 +227,10 @@ class TaskOutput:
                 self._offer()
 
     def _admit(self, text: str) -> str:
-        if len(text) <= self._room and self._number < MAX_NOTES:
+        if len(text) <= self._room and self._number < self._last:
             self._room -= len(text)
             return text
-        kept = text[: self._room] if self._number < MAX_NOTES else ""
+        kept = text[: self._room] if self._number < self._last else ""
         self._room = 0
         self._drop(text.count("\n", len(kept)))
         return kept

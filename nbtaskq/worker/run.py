@@ -16,6 +16,8 @@ class Run:
 
     Attributes
     ----------
+    attempt : int
+        Which one it is; the notes of a later attempt have higher numbers.
     coroutine : asyncio.Task or None
         What runs it, for a coroutine function.
     output : TaskOutput or None
@@ -30,6 +32,7 @@ class Run:
 
     __slots__ = (
         "announced",
+        "attempt",
         "coroutine",
         "ended",
         "index",
@@ -40,9 +43,12 @@ class Run:
         "token",
     )
 
-    def __init__(self, task_id: bytes, token: int, index: int, started: float) -> None:
+    def __init__(
+        self, task_id: bytes, token: int, index: int, started: float, attempt: int = 1
+    ) -> None:
         self.task_id = task_id
         self.token = token
+        self.attempt = attempt
         self.index = index
         self.started = started
         self.coroutine: asyncio.Task[Any] | None = None

@@ -119,7 +119,7 @@ class Hub:
             buffers=len(parcel.buffers),
             code=digest,
             flavor=options.pop("flavor", p.Flavor.SYNC),
-            attempt=1,
+            attempt=options.pop("attempt", 1),
             **options,
         )
 

@@ -135,8 +135,10 @@ def test_a_sleeping_loop_is_woken_by_another_thread() -> None:
     async def main() -> Delivery | None:
         waiting = asyncio.ensure_future(inbox.wait())
         await asyncio.sleep(0)
-        threading.Thread(target=inbox.put, args=([delivery(1)],)).start()
+        other = threading.Thread(target=inbox.put, args=([delivery(1)],))
+        other.start()
         await asyncio.wait_for(waiting, 10)
+        other.join()
         return inbox.take()
 
     found = asyncio.run(main())

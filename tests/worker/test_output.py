@@ -226,6 +226,18 @@ def test_a_thread_that_outlives_its_task_does_not_print_for_the_next(hub: Hub) -
     assert task.text() == "next\n"
 
 
+def test_the_notes_of_a_later_attempt_come_behind_those_of_an_earlier(hub: Hub) -> None:
+    def say() -> None:
+        print("again")
+
+    first, second = (hub.assignment(say, attempt=n) for n in (1, 2))
+    hub.assign(first, second)
+    hub.pump(lambda: hub.verdict(second))
+    one, two = (n for output in hub.of(p.Output) for n in output.notes)
+    assert one.number == 0
+    assert two.number > 20_000
+
+
 def test_many_short_lines_become_few_notes(hub: Hub) -> None:
     def count() -> None:
         for i in range(20_000):
