@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import select
 import sys
@@ -17,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import zmq
@@ -33,7 +33,7 @@ from nbtaskq.errors import (
 )
 from nbtaskq.hub import protocol as p
 from nbtaskq.hub.link import Link
-from nbtaskq.launcher import ensure_running
+from nbtaskq.launcher import ensure_running, failure
 from nbtaskq.message import Buffer, Object
 from nbtaskq.workspace import Workspace
 
@@ -357,10 +357,11 @@ class Connection:
         folder = self.workspace.folder
         if self.workspace.is_down:
             return BrokerUnreachable(f"{folder} was stopped by `down`; `up` starts it again")
-        with contextlib.suppress(OSError, ValueError):
-            word = json.loads(self.workspace.failure_file.read_bytes())
-            return BrokerUnreachable(f"the hub of {folder} does not start: {word['text']}")
-        return BrokerUnreachable(f"no hub answers for {folder}; see `nbtaskq logs`")
+        known = failure(self.workspace)
+        if known is not None:
+            return known
+        last = _last_line(self.workspace.log("supervisor"))
+        return BrokerUnreachable(f"no hub answers for {folder}; see `nbtaskq logs`. {last}".strip())
 
     def _give_up(self, error: BaseException) -> None:
         self.trouble = error
@@ -435,8 +436,10 @@ class Connection:
     def _welcomed(self) -> None:
         """Take up the thread again with a hub that may know nothing of what was not accepted."""
         self.trouble = None
-        for number, sent in self._sent.items():
-            self._send(number, sent, again=self._met)
+        for number, sent in list(self._sent.items()):
+            again = sent.doubtful or self._met
+            self._sent[number] = sent._replace(doubtful=again)
+            self._send(number, sent, again=again)
         pending = {s.submission.task_id for sent in self._sent.values() for s in sent.packets}
         pending |= {packet.submission.task_id for packet in self._outbox.waiting}
         known = [key for key in list(self._watched) if key not in pending]
@@ -461,6 +464,9 @@ class Connection:
                 packet.watcher.on_accepted()
             else:
                 self._refuse(packet, *problem)
+        if sent.doubtful:
+            # it may have ended long ago, and then nobody tells it again unasked
+            self._link.send(p.Get([packet.submission.task_id for packet in sent.packets]))
 
     def _refuse(self, packet: Packet, code: str, text: str) -> None:
         submission = packet.submission
@@ -492,3 +498,12 @@ class Connection:
             for watcher in self._watched.pop(key, ()):
                 name = key.decode(errors="replace")
                 watcher.on_refused(UnknownTask(f"the hub knows no task {name!r}"))
+
+
+def _last_line(log: Path) -> str:
+    """Return how a log ends, in words for a message; empty when there is none."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return f"{log.name} ends with: {lines[-1][:500]}" if lines else ""

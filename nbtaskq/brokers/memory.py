@@ -110,14 +110,14 @@ class InMemoryBroker(BaseBroker):
         try:
             await receiver.run()
         finally:
-            beat.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await beat
+            self._stopping = True
+            self._stirred.set()
+            await beat
             await self.happen(Event.WORKER_SHUTDOWN)
 
     async def _keep_alive(self) -> None:
         """Renew the worker's lease, and let the state do what is due."""
-        while True:
+        while not self._stopping:
             self._host.feed(_POOL, p.Renew(["memory"]))
             self._stirred.clear()
             with contextlib.suppress(TimeoutError):
