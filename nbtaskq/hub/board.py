@@ -94,6 +94,7 @@ class Board:
         task.recovering = False
         if not worker.held:
             worker.moved = self.now
+            worker.stuck = False
         worker.held[token] = task
         worker.load += task.estimate
 

@@ -61,7 +61,7 @@ def allowance(worker: Worker, task: TaskRecord, estimate: int | None) -> int:
         if task.alone or estimate is None:
             return 1
         return min(WINDOW // estimate + 1, LARGEST_BATCH)
-    if task.alone or estimate is None or worker.recalled or _differs(held, task):
+    if task.alone or estimate is None or worker.stuck or _differs(held, task):
         return 0
     return max(0, min((WINDOW - worker.load) // estimate, LARGEST_BATCH - len(held)))
 
@@ -102,7 +102,8 @@ def take_batch(
     if choice is None:
         return None
     worker, room = choice
-    share = -(-len(queue) // max(1, sum(w.peer is not None for w in workers)))
+    # of equal priority only: a worker must not begin with less urgent ones beside it
+    share = -(-queue.urgent() // max(1, sum(w.peer is not None for w in workers)))
     batch = queue.take(min(room, share))
     cost = 0 if head.flavor == Flavor.ASYNC else UNKNOWN if estimate is None else estimate
     for task in batch:

@@ -84,6 +84,13 @@ class Leasing:
         if valid and worker.peer is not None:
             self._journal.out.append(Deliver(worker.peer, valid))
 
+    def corrupt(self, holder: str | None, token: int, error: str) -> None:
+        """End a leased task whose stored bytes are damaged, unless it was taken back."""
+        if holder is not None:
+            task = self._board.workers[holder].held[token]
+            self._cancelling.too_late(token, task)
+            self._board.finish(task, TaskStatus.CORRUPT, error)
+
     # -- back ------------------------------------------------------------------------------
 
     def give_back(self, worker: Worker, token: int) -> None:
@@ -116,9 +123,10 @@ class Leasing:
         """Call back what workers hold behind a task that takes longer than was thought."""
         for worker in self._board.workers.values():
             if self._board.now >= self._stuck_at(worker):
-                worker.recalled = True
+                worker.stuck = True
                 tokens = list(worker.held)[1:]
-                self._journal.send(worker.peer, p.Recall(tokens))
+                if tokens:
+                    self._journal.send(worker.peer, p.Recall(tokens))
 
     def deadline(self) -> float:
         """Return when a worker will count as stuck."""
@@ -127,7 +135,7 @@ class Leasing:
     @staticmethod
     def _stuck_at(worker: Worker) -> float:
         held = worker.held
-        if len(held) < 2 or worker.recalled or worker.peer is None or worker.died is not None:
+        if not held or worker.stuck or worker.peer is None or worker.died is not None:
             return math.inf
         if next(iter(held.values())).flavor == p.Flavor.ASYNC:
             return math.inf

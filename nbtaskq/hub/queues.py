@@ -59,6 +59,10 @@ class ReadyQueue:
             del self._lanes[self._order.pop(0)]
         return None
 
+    def urgent(self) -> int:
+        """Return about how many tasks have the head's priority."""
+        return len(self._lanes[self._order[0]]) if self._order else 0
+
     def take(self, most: int) -> list[TaskRecord]:
         """Remove the head and what follows it of its name, at most `most` tasks."""
         head = self.head()

@@ -95,8 +95,8 @@ class Worker(msgspec.Struct, eq=False):
     lease_until: float = 0.0
     #: when it last settled something, or was given work while it had none
     moved: float = 0.0
-    #: it is stuck in a task: what it had not begun was called back
-    recalled: bool = False
+    #: its task takes longer than was thought: it gets no others behind it
+    stuck: bool = False
     #: its death notice waits for results that are still in the socket
     died: Died | None = None
     died_at: float = 0.0

@@ -105,7 +105,7 @@ class Settling:
                 self._result(worker, task, verdict, own)
             else:
                 self._rerun(worker, task, verdict)
-        worker.recalled = False
+        worker.stuck = False
         worker.moved = self._board.now
         worker.count(message.number)
         self._journal.after_commit(self._durable, (worker, worker.settled))

@@ -25,9 +25,10 @@ from nbtaskq.hub.reclaiming import Reclaiming
 from nbtaskq.hub.records import Client, Ending, Pool, Worker
 from nbtaskq.hub.roster import Known, Roster, Staffing
 from nbtaskq.hub.settling import Settling, share_out
+from nbtaskq.hub.statistics import statistics
 from nbtaskq.hub.submitting import Submitting, checksum
 from nbtaskq.hub.telling import Telling, withhold, without_value
-from nbtaskq.message import Buffer, TaskStatus
+from nbtaskq.message import Buffer
 
 __all__ = ["HubState", "checksum", "withhold", "without_value"]
 
@@ -198,11 +199,7 @@ class HubState:
     def corrupt(self, token: int, error: str, now: float) -> list[Action]:
         """End a task that was leased and cannot be sent: its stored bytes are damaged."""
         self._board.now = now
-        name = self.holder(token)
-        if name is not None:
-            task = self.workers[name].held[token]
-            self._cancelling.too_late(token, task)
-            self._board.finish(task, TaskStatus.CORRUPT, error)
+        self._leasing.corrupt(self.holder(token), token, error)
         return self._done()
 
     # -- routing ---------------------------------------------------------------------------
@@ -300,29 +297,4 @@ class HubState:
 
     def statistics(self) -> dict[str, Any]:
         """Return counts for the status display, plain data."""
-        held = [task.status for worker in self.workers.values() for task in worker.held.values()]
-        running = held.count(TaskStatus.RUNNING)
-        queued = len(held) - running + sum(map(len, self._board.queues.values()))
-        facts: dict[str, Any] = {}
-        for pool in self.pools.values():
-            facts.update(pool.facts)
-        return {
-            "epoch": self.epoch,
-            "tasks": {
-                "waiting": len(self.tasks) - queued - running,
-                "queued": queued,
-                "running": running,
-            },
-            "workers": [
-                {
-                    "name": worker.name,
-                    "connected": worker.peer is not None,
-                    "holds": len(worker.held),
-                    "task": next((task.name for task in worker.held.values()), None),
-                }
-                for worker in self.workers.values()
-            ],
-            "clients": sum(c.peer is not None for c in self.clients.values()),
-            "pools": sum(pool.peer is not None for pool in self.pools.values()),
-            "facts": facts,
-        }
+        return statistics(self._board, self._roster)

@@ -280,6 +280,14 @@ def test_work_is_shared_between_workers(host: Host, alice: Client) -> None:
     assert len(one.held) == len(two.held) == 5
 
 
+def test_urgent_tasks_are_shared_though_many_others_wait(host: Host, alice: Client) -> None:
+    one, two = host.worker("w1"), host.worker("w2")
+    learn(alice, one)
+    urgent = [task(f"u{n}", priority=1) for n in range(4)]
+    alice.submit(*(task(f"t{n}") for n in range(50)), *urgent)
+    assert one.ids()[:2] == ["u0", "u1"] and two.ids()[:2] == ["u2", "u3"]
+
+
 def test_coroutines_fill_a_worker_up_to_its_concurrency(host: Host, alice: Client) -> None:
     worker = host.worker(concurrency=3)
     alice.submit(*(task(f"t{n}", flavor=p.Flavor.ASYNC) for n in range(5)))
@@ -341,6 +349,19 @@ def test_what_waits_behind_a_long_task_is_called_back(host: Host, alice: Client)
         del one.held[token]
     one.say(p.Recalled(recall.tokens))
     assert one.ids() == ["t0"] and two.ids() == ["t1", "t2"]
+
+
+def test_nothing_is_sent_behind_a_task_that_takes_longer_than_was_thought(
+    host: Host, alice: Client
+) -> None:
+    worker = host.worker()
+    learn(alice, worker)
+    alice.submit(task("a"))
+    host.pass_time(STUCK)
+    alice.submit(task("b"))
+    assert worker.ids() == ["a"]
+    worker.settle("a")
+    assert worker.ids() == ["b"]
 
 
 # -- dependencies --------------------------------------------------------------------------
