@@ -64,7 +64,7 @@ _HOMES = {
     "ResultTimeout": "errors",
 }
 
-__all__ = [*_HOMES, "errors", "load_ipython_extension", "unload_ipython_extension"]  # noqa: PLE0604
+__all__ = [*_HOMES, "errors", "load_ipython_extension", "unload_ipython_extension"]
 
 
 def __getattr__(name: str) -> Any:

@@ -34,7 +34,7 @@ class Parcel(NamedTuple):
 
 
 class Object(NamedTuple):
-    """Content-addressed bytes that travel once: a function with what it captures, a large buffer."""
+    """Content-addressed bytes that travel once: a frozen function, or a large buffer of one."""
 
     digest: bytes
     body: Buffer

@@ -167,8 +167,7 @@ def _wait_ready() -> Status:
             return found
         if time.monotonic() > end:
             raise WorkerStartError(
-                f"the workers are not ready after {READY_TIMEOUT:g} s: {found}\n"
-                "See `nbtaskq logs`"
+                f"the workers are not ready after {READY_TIMEOUT:g} s: {found}\nSee `nbtaskq logs`"
             )
         time.sleep(0.05)
 

@@ -60,8 +60,7 @@ def imports(path: Path, tree: ast.AST) -> Iterator[str]:
 
 
 GRAPH = {
-    name: set(imports(path, ast.parse(path.read_text()))) - {name}
-    for name, path in MODULES.items()
+    name: set(imports(path, ast.parse(path.read_text()))) - {name} for name, path in MODULES.items()
 }
 
 
@@ -73,9 +72,7 @@ def test_every_module_has_a_layer() -> None:
 @pytest.mark.parametrize("module", [m for m in sorted(MODULES) if m != "nbtaskq"])
 def test_a_module_imports_only_from_layers_to_its_left(module: str) -> None:
     wrong = {
-        target
-        for target in GRAPH[module]
-        if target != "nbtaskq" and layer(target) > layer(module)
+        target for target in GRAPH[module] if target != "nbtaskq" and layer(target) > layer(module)
     }
     assert not wrong, f"{module} imports {sorted(wrong)}"
 

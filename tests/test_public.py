@@ -48,7 +48,9 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_every_error_stands_in_the_tree_of_the_docstring() -> None:
     from nbtaskq import errors
 
-    classes = [c for c in vars(errors).values() if inspect.isclass(c) and c.__module__ == errors.__name__]
+    classes = [
+        c for c in vars(errors).values() if inspect.isclass(c) and c.__module__ == errors.__name__
+    ]
     for kind in classes:
         assert kind.__name__ in (errors.__doc__ or "")
         assert issubclass(kind, errors.NbTaskQError)

@@ -28,6 +28,8 @@ class Envelope(NamedTuple):
     batch: bytes = b""
     #: place in the batch
     place: int = 0
+    #: the id was chosen by the user, so that it may be taken
+    chosen_id: bool = False
 
 
 class Code(NamedTuple):

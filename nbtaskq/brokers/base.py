@@ -95,9 +95,7 @@ class BaseBroker(Broker):
                 self.middlewares[same[0]] = middleware
             else:
                 self.middlewares.append(middleware)
-        self.pre_send_hooks = [
-            m.pre_send for m in self.middlewares if overrides(m, "pre_send")
-        ]
+        self.pre_send_hooks = [m.pre_send for m in self.middlewares if overrides(m, "pre_send")]
         self.post_send_hooks = [
             m.post_send for m in reversed(self.middlewares) if overrides(m, "post_send")
         ]
@@ -220,5 +218,6 @@ def _same_place(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
     if first is None or second is None:
         return one is other
     if one.__module__ == "__main__" and other.__module__ == "__main__":
-        return first.co_qualname == second.co_qualname
-    return (first.co_filename, first.co_qualname) == (second.co_filename, second.co_qualname)
+        return bool(first.co_qualname == second.co_qualname)
+    places = {(code.co_filename, code.co_qualname) for code in (first, second)}
+    return len(places) == 1

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +61,8 @@ class Packet(NamedTuple):
     frozen: Frozen | None
     watcher: Watcher
     size: int
+    #: the id was chosen by the user: other contents may be stored under it
+    chosen_id: bool
 
 
 class Sent(NamedTuple):
@@ -88,7 +91,7 @@ class Outbox:
             piece = packets[start : start + BATCH_TASKS]
             size = sum(packet.size for packet in piece)
             with self._room:
-                if not self._room.wait_for(lambda s=size, n=len(piece): self._fits(n, s), timeout):
+                if not self._room.wait_for(partial(self._fits, len(piece), size), timeout):
                     raise QueueFull(
                         f"{self._tasks:,} messages ({self._bytes:,} bytes) wait for the hub to "
                         f"accept them and none was accepted for {timeout:g} s; "
@@ -144,6 +147,8 @@ class Connection:
         self._known: set[bytes] = set()
         self._numbers = itertools.count(1)
         self._watched: dict[bytes, list[Watcher]] = {}
+        #: chosen ids that are not accepted yet: other contents may be stored under them
+        self._unsure: set[bytes] = set()
         self._asked: dict[int, tuple[p.Wire, Future[Any]]] = {}
         self._calls: deque[Callable[[], None]] = deque()
         self._asleep = False
@@ -166,7 +171,11 @@ class Connection:
         self._wanted = not self._welcome.is_set()
         watched = self._watched
         for packet in packets:
-            watched.setdefault(packet.submission.task_id, []).append(packet.watcher)
+            if packet.chosen_id:
+                # its end may be that of another message; only the acceptance tells
+                self._unsure.add(packet.submission.task_id)
+            else:
+                watched.setdefault(packet.submission.task_id, []).append(packet.watcher)
         try:
             self._put_pieces(packets, timeout)
         except QueueFull:
@@ -185,6 +194,8 @@ class Connection:
         key = task_id.encode()
 
         def ask() -> None:
+            if key in self._unsure:
+                return  # its acceptance is on the way, and then its end is asked for
             watchers = self._watched.setdefault(key, [])
             if watcher not in watchers:
                 watchers.append(watcher)
@@ -384,7 +395,7 @@ class Connection:
             while waiting and len(packets) < BATCH_TASKS and size < BATCH_BYTES:
                 packet = waiting.popleft()
                 size += packet.size
-                doubtful = doubtful or len(packet.submission.task_id) != 20
+                doubtful = doubtful or packet.chosen_id
                 packets.append(packet)
             number = next(self._numbers)
             sent = self._sent[number] = Sent(packets, self._objects(packets), doubtful)
@@ -459,14 +470,19 @@ class Connection:
         self._known.update(item.digest for item in sent.objects)
         problems = {key: (code, text) for key, code, text in message.problems}
         for packet in sent.packets:
-            problem = problems.get(packet.submission.task_id)
+            task_id = packet.submission.task_id
+            problem = problems.get(task_id)
             if problem is None:
+                if task_id in self._unsure:
+                    self._watched.setdefault(task_id, []).append(packet.watcher)
                 packet.watcher.on_accepted()
             else:
                 self._refuse(packet, *problem)
         if sent.doubtful:
             # it may have ended long ago, and then nobody tells it again unasked
-            self._link.send(p.Get([packet.submission.task_id for packet in sent.packets]))
+            keys = [packet.submission.task_id for packet in sent.packets]
+            self._unsure.difference_update(keys)
+            self._link.send(p.Get(keys, values=True))
 
     def _refuse(self, packet: Packet, code: str, text: str) -> None:
         submission = packet.submission

@@ -39,9 +39,7 @@ class InMemoryBroker(BaseBroker):
         Coroutines that run at the same time.
     """
 
-    def __init__(
-        self, serializer: Serializer | None = None, *, max_async_tasks: int = 100
-    ) -> None:
+    def __init__(self, serializer: Serializer | None = None, *, max_async_tasks: int = 100) -> None:
         self._receiver: Receiver | None = None
         super().__init__(serializer)
         self._max_async_tasks = max_async_tasks

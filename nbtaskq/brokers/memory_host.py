@@ -1,4 +1,4 @@
-"""Plays the store and the network for a `HubState` in this process; everything is durable at once."""
+"""Plays the store and the network for a `HubState`; everything is durable at once."""
 
 from __future__ import annotations
 
@@ -98,9 +98,7 @@ class MemoryHost:
             while self._actions:
                 while self._actions:
                     self._do(self._actions.popleft())
-                self._actions.extend(
-                    self._state.committed(self._state.written, time.monotonic())
-                )
+                self._actions.extend(self._state.committed(self._state.written, time.monotonic()))
         finally:
             self._performing = False
 
@@ -154,7 +152,5 @@ class MemoryHost:
             if (stored := self._by_id.get(task_id)) is not None and stored.ending is not None
         }
         self._perform(
-            self._state.submit(
-                action.peer, action.submit, action.buffers, found, time.monotonic()
-            )
+            self._state.submit(action.peer, action.submit, action.buffers, found, time.monotonic())
         )

@@ -1,8 +1,8 @@
 """The broker of notebooks: messages go to a hub over ZeroMQ, and outlive this process.
 
-    kiq ──► outbox ──► connection thread ──► hub ──► workers
-                             │
-    handles ◄────────────────┘  accepted · progress · output · outcome
+kiq ──► outbox ──► connection thread ──► hub ──► workers
+│
+handles ◄────────────────┘  accepted · progress · output · outcome
 """
 
 from __future__ import annotations
@@ -103,7 +103,12 @@ class ZeroMQBroker(BaseBroker):
                 )
             packets.append(
                 Packet(
-                    submission_of(envelope), envelope.parcel.buffers, envelope.frozen, watcher, size
+                    submission_of(envelope),
+                    envelope.parcel.buffers,
+                    envelope.frozen,
+                    watcher,
+                    size,
+                    envelope.chosen_id,
                 )
             )
         self.connection.put(packets, self._send_timeout)

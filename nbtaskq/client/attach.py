@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 def attached_handle(broker: Broker, row: dict[str, Any]) -> TaskHandle[Any]:
     """Return the handle of one stored task and let it follow the task."""
     args, kwargs = _call_of(broker, row)
-    handle: TaskHandle[Any] = TaskHandle(
-        broker, row["task_id"], row["name"], None, args, kwargs
-    )
+    handle: TaskHandle[Any] = TaskHandle(broker, row["task_id"], row["name"], None, args, kwargs)
     handle.on_accepted()
     broker.watch(handle.task_id, handle)
     return handle

@@ -204,4 +204,3 @@ def wait(
 async def gather(*handles: TaskHandle[Any], timeout: float | None = None) -> list[Any]:
     """Wait for handles without blocking the event loop; values in the order of the arguments."""
     return list(await asyncio.gather(*(handle.value(timeout) for handle in handles)))
-

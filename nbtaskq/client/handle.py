@@ -1,7 +1,7 @@
 """The client's view of one sent message.
 
-    queued ──► running ──► ended        pushed by the broker, from any thread
-    result() blocks · await value() does not · both raise the task's own exception
+queued ──► running ──► ended        pushed by the broker, from any thread
+result() blocks · await value() does not · both raise the task's own exception
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class TaskHandle(Generic[R]):
         """Take in that the message was not stored."""
         if self._outcome is None and not self._accepted:
             self._refused = error
-            self._notify("accepted", "done")
+            self._notify("accepted", "done", "value")
 
     def on_progress(self, status: int, worker: str) -> None:
         """Take in a change that is not an end."""

@@ -15,8 +15,8 @@ from nbtaskq.errors import TaskArgumentError, TaskDefinitionError
 
 if TYPE_CHECKING:
     from nbtaskq.abc import Broker
-    from nbtaskq.client.handle import TaskHandle
     from nbtaskq.client.definition import Definition
+    from nbtaskq.client.handle import TaskHandle
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -49,7 +49,7 @@ def _check(name: str, value: Any) -> None:
     if not isinstance(value, types) or isinstance(value, bool):
         wanted = " or ".join(t.__name__ for t in types)
         raise TaskDefinitionError(f"the option {name!r} takes {wanted}, not {value!r}")
-    if name in ("delay", "expires", "max_retries") and value < 0:
+    if name in ("delay", "expires", "max_retries") and value < 0:  # type: ignore[operator]
         raise TaskDefinitionError(f"the option {name!r} cannot be negative: {value!r}")
     if name == "ack_type" and value not in set(AckType):
         allowed = ", ".join(AckType)

@@ -61,7 +61,7 @@ class TaskOutput:
                 stream = sys.stderr if item.get("name") == "stderr" else sys.stdout
                 stream.write(item["text"])
             elif "data" in item:
-                publish_display_data(item["data"], item.get("metadata") or {})
+                publish_display_data(item["data"], item.get("metadata") or {})  # type: ignore[no-untyped-call]
             else:
                 sys.stderr.write(_text_of(item))
 

@@ -45,7 +45,9 @@ def send(plan: Plan, calls: Iterable[Call]) -> list[TaskHandle[Any]]:
         parcel = dumps((args, kwargs), root="call")
         message = Message(task_id, name, dict(plan.labels), args, kwargs)
         envelopes.append(
-            Envelope(message, parcel, frozen, flavor, *options, plan.batch, place)
+            Envelope(
+                message, parcel, frozen, flavor, *options, plan.batch, place, bool(plan.task_id)
+            )
         )
         handles.append(TaskHandle(broker, task_id, name, task, args, kwargs))
     if broker.pre_send_hooks or broker.post_send_hooks:
@@ -100,9 +102,7 @@ async def _go_on(
         handle.on_refused(failure)
 
 
-def _submit(
-    broker: Broker, envelope: Envelope, message: Message, handle: TaskHandle[Any]
-) -> None:
+def _submit(broker: Broker, envelope: Envelope, message: Message, handle: TaskHandle[Any]) -> None:
     """Hand a message over as the hooks left it."""
     options: SendOptions = read_options(
         {k: v for k, v in message.labels.items() if not k.startswith("_")}
@@ -111,9 +111,7 @@ def _submit(
     if message.changed or message is not envelope.message:
         parcel = broker.serializer.dumps((message.args, message.kwargs), root="call")
     handle.hand_over()
-    changed = Envelope(
-        message, parcel, envelope.frozen, envelope.flavor, *options, envelope.batch, envelope.place
-    )
+    changed = envelope._replace(message=message, parcel=parcel, **options._asdict())
     broker.submit([changed], [handle])
 
 

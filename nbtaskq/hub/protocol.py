@@ -214,7 +214,7 @@ class Control(Wire, frozen=True, tag="control"):
 
 
 class Ping(Wire, frozen=True, tag="ping"):
-    """Are you there, and do you still know me?"""
+    """Ask whether the hub is there and still knows this peer."""
 
 
 class Settle(Wire, frozen=True, tag="settle"):
@@ -403,7 +403,7 @@ _labels = msgspec.msgpack.Decoder(dict[str, Any])
 
 
 def encode_labels(labels: dict[str, Any]) -> bytes:
-    """Labels as bytes; ints, floats, bools, bytes, None, lists, dicts and datetimes keep their type."""
+    """Labels as bytes; numbers, texts, bytes, None, lists, dicts, datetimes keep their type."""
     return _encode(labels) if labels else b""
 
 

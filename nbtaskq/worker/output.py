@@ -133,7 +133,8 @@ class Outputs:
         with self.lock:
             if run.output is None:
                 run.output = TaskOutput(run, self)
-            return run.output
+            opened: TaskOutput = run.output
+            return opened
 
 
 class TaskOutput:

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import asyncio
 
-    from nbtaskq.worker.output import TaskOutput
-
 
 class Run:
     """A delivery from the call of its function until its verdict is handed over.
@@ -52,7 +50,7 @@ class Run:
         self.index = index
         self.started = started
         self.coroutine: asyncio.Task[Any] | None = None
-        self.output: TaskOutput | None = None
+        self.output: Any = None  # a TaskOutput; that module builds on this one
         self.leftovers: Callable[[], None] | None = None
         self.announced = False
         self.ended = False
