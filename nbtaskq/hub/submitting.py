@@ -83,9 +83,10 @@ class Submitting:
         """Store tasks, after a look into the store when it may know some of them."""
         share_out([s.buffers for s in message.tasks], buffers)
         doubtful = self._doubtful(message)
-        if doubtful and client.peer is not None:
+        if doubtful:
             client.checking = message.batch
-            self._journal.out.append(Check(client.peer, message, buffers, doubtful))
+            # also for one that is lost: what it had sent is stored, and told when it comes back
+            self._journal.out.append(Check(client.address, message, buffers, doubtful))
         else:
             self.store(client, message, buffers, {})
 

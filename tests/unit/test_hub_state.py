@@ -143,6 +143,17 @@ def test_what_a_client_says_behind_a_lookup_waits_for_its_answer(host: Host, ali
     assert not alice.of(p.Missing)
 
 
+def test_what_a_lost_client_had_sent_is_looked_up_too(host: Host, alice: Client) -> None:
+    host.worker()
+    alice.submit(task("a"))
+    alice.cancel("a")
+    host.settle()
+    host.perform(host.state.lost(alice.address, host.now))
+    alice.submit(task("a"), again=True)
+    host.settle()
+    assert len(host.tables.rows) == 1
+
+
 def test_over_the_limit_tasks_are_refused_as_full(host: Host) -> None:
     host.state = HubState(1, now=host.now, limit=1)
     alice = host.client("alice")
