@@ -4,45 +4,32 @@ from __future__ import annotations
 
 import ast
 import builtins
-import difflib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from nbtaskq.client.batch import Batch
 from nbtaskq.client.handle import TaskHandle
 from nbtaskq.client.kicker import Kicker
 from nbtaskq.client.sending import calls_of_sweep
 from nbtaskq.client.task import Task
-from nbtaskq.errors import (
-    CellSyntaxError,
-    SerializationError,
-    TaskArgumentError,
-    TaskDefinitionError,
-)
+from nbtaskq.errors import SerializationError, TaskArgumentError, TaskDefinitionError
 from nbtaskq.message import Captured
-from nbtaskq.notebook.capture import Reading, read_cell
+from nbtaskq.notebook.capture import read_cell
+from nbtaskq.notebook.checks import (
+    SHELL_NAMES,
+    Spec,
+    check_outputs,
+    checked,
+    parse_cell,
+    unknown_input,
+    warn_of_split_names,
+    with_heading,
+)
 from nbtaskq.notebook.code import AsyncCellCode, CellCode
 from nbtaskq.notebook.pending import Pending
 
 T = TypeVar("T")
-
-#: names that a shell keeps for itself
-_SHELL_NAMES = frozenset({"In", "Out", "get_ipython", "exit", "quit"})
-#: what assigns names in ways that cannot be seen: magics, and code in strings
-_ASSIGN_UNSEEN = frozenset({"get_ipython", "exec", "eval", "globals", "locals", "vars"})
-
-
-class Spec(NamedTuple):
-    """What the magic's line says about a cell.
-
-    `heading` is that line; it takes the cell's first line, so that line numbers are the same.
-    """
-
-    task_name: str
-    inputs: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
-    heading: str = ""
 
 
 class CellTask(Task[..., Any]):
@@ -59,9 +46,9 @@ class CellTask(Task[..., Any]):
         self._spec = spec
         self._tree = parse_cell(shell, source, spec)
         self.reading = read_cell(self._tree)
-        _check_outputs(spec, self.reading)
+        check_outputs(spec, self.reading)
         code = AsyncCellCode if self.reading.is_async else CellCode
-        text = _with_heading(source, spec.heading)
+        text = with_heading(source, spec.heading)
         super().__init__(code(text, spec.outputs, spec.task_name), None, spec.task_name, labels)
         self.signature = None
         self.__name__ = spec.task_name
@@ -83,16 +70,17 @@ class CellTask(Task[..., Any]):
         for name in sorted(self.parameters - set(given)):
             if name not in self._names:
                 if name in self._spec.inputs:
-                    raise NameError(_unknown_input(name, self._names))
+                    raise NameError(unknown_input(name, self._names))
             elif self._travels(name):
-                found[name] = _checked(name, self._names[name])
+                found[name] = checked(name, self._names[name])
+        warn_of_split_names(found, self.reading.assigns)
         return found
 
     def _travels(self, name: str) -> bool:
         value = self._names[name]
         if name in self._spec.inputs:
             return True
-        if name in _SHELL_NAMES or name.startswith("__") or self._hidden.get(name, self) is value:
+        if name in SHELL_NAMES or name.startswith("__") or self._hidden.get(name, self) is value:
             return False
         # what an earlier run still computes is no input of the cell that makes it itself
         return name in self.reading.needs or not isinstance(value, Pending)
@@ -200,73 +188,6 @@ class CellKicker(Kicker[..., Any]):
             raise
 
 
-# -- checks --------------------------------------------------------------------------------
-
-
-def parse_cell(shell: Any, source: str, spec: Spec) -> ast.Module:
-    """Return the cell's statements; what does not compile is shown with the notebook's lines.
-
-    Raises
-    ------
-    CellSyntaxError
-        Nothing was sent.
-    """
-    filename = f"Cell {spec.task_name}"
-    text = _with_heading(source, spec.heading)
-    try:
-        tree: ast.Module = ast.parse(shell.transform_cell(text), filename)
-        read_cell(tree, filename)
-    except SyntaxError as error:
-        found = CellSyntaxError(error.msg)
-        found.msg = f"{error.msg}; nothing was sent"
-        found.filename, found.lineno, found.offset = filename, error.lineno, error.offset
-        found.end_lineno, found.end_offset = error.end_lineno, error.end_offset
-        lines = text.splitlines()
-        line = error.lineno or 0
-        found.text = error.text or (lines[line - 1] if 0 < line <= len(lines) else None)
-        raise found from None
-    return tree
-
-
-def _with_heading(source: str, heading: str) -> str:
-    """Return the cell with its magic's line as a comment, unless it begins with a magic itself."""
-    if not heading or source.lstrip().startswith("%%"):
-        return source
-    return f"# {heading.strip()}\n{source}"
-
-
-def _check_outputs(spec: Spec, reading: Reading) -> None:
-    if reading.imports_all or reading.needs & _ASSIGN_UNSEEN:
-        return
-    known = reading.assigns | reading.needs | reading.may_need | set(spec.inputs)
-    for name in spec.outputs:
-        if name not in known:
-            raise NameError(
-                f"the cell does not assign {name!r}, which -o asks for; it assigns "
-                f"{', '.join(sorted(reading.assigns)) or 'nothing'}{_close(name, reading.assigns)}"
-            )
-
-
-def _unknown_input(name: str, names: Mapping[str, Any]) -> str:
-    own = [n for n in names if not n.startswith("_") and n not in _SHELL_NAMES]
-    return f"-i asks for {name!r}, and the notebook has no such name{_close(name, own)}"
-
-
-def _close(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), 3)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
-
-
-def _checked(name: str, value: Any) -> Any:
-    if isinstance(value, TaskHandle | Batch):
-        kind, get = ("batch", "results") if isinstance(value, Batch) else ("handle", "result")
-        raise TaskDefinitionError(
-            f"the cell reads `{name}`, the {kind} of tasks of this notebook, which a task cannot "
-            f"wait for yet; give the values a name, x = {name}.{get}(), and use that"
-        )
-    return value
-
-
 def _checked_grid(grid: Mapping[str, Iterable[Any]]) -> Mapping[str, Iterable[Any]]:
     for name, values in grid.items():
         if isinstance(values, str) or not isinstance(values, Iterable):
@@ -284,22 +205,3 @@ def _run_here(tree: ast.Module, names: dict[str, Any], title: str) -> Any:
     if not isinstance(last, ast.Expr):
         return None
     return eval(compile(ast.Expression(last.value), filename, "eval", dont_inherit=True), names)
-
-
-def defined_functions(tree: ast.Module) -> list[str]:
-    """Return the names of the functions that a cell's own statements define."""
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-    return [node.name for node in tree.body if isinstance(node, functions)]
-
-
-def name_of_call(expression: str) -> str:
-    """Return the name of what an expression calls, for use as a task's name."""
-    try:
-        node = ast.parse(expression.strip(), mode="eval").body
-    except SyntaxError:
-        return "cell"
-    while isinstance(node, ast.Call | ast.Attribute | ast.Await):
-        if isinstance(node, ast.Attribute):
-            return node.attr
-        node = node.func if isinstance(node, ast.Call) else node.value
-    return node.id if isinstance(node, ast.Name) else "cell"

@@ -112,7 +112,7 @@ class NbTaskQMagics(Magics):
         A front end that takes no input (nbclient, nbval, papermill) waits in the cell, shows
         the output as it comes and raises the task's error.
         """
-        from nbtaskq.notebook.cells import Spec, name_of_call
+        from nbtaskq.notebook.checks import Spec, name_of_call
 
         if cell is None:
             if not line.strip():
@@ -191,7 +191,7 @@ class NbTaskQMagics(Magics):
     def _register_functions(self, options: Any, cell: str) -> Any:
         from nbtaskq import session
         from nbtaskq.client import Task
-        from nbtaskq.notebook.cells import Spec, defined_functions, parse_cell
+        from nbtaskq.notebook.checks import Spec, defined_functions, parse_cell
 
         names = defined_functions(parse_cell(self._ipython, cell, Spec("task", heading="%%task")))
         if not names:
@@ -245,7 +245,7 @@ _ACTIONS: dict[str, Callable[[Any], Any]] = {
 
 
 def _spec(options: Any, heading: str) -> Any:
-    from nbtaskq.notebook.cells import Spec
+    from nbtaskq.notebook.checks import Spec
 
     return Spec(
         options.name or "cell", _names("-i", options.inputs), _names("-o", options.outputs), heading

@@ -80,6 +80,12 @@ def test_an_out_name_may_be_assigned_where_it_cannot_be_seen(notebook, cell):
     assert len(notebook.broker.sent) == 1
 
 
+def test_a_name_that_the_cell_assigns_and_a_captured_function_reads_is_told(notebook):
+    notebook.run("rate = 1", "def step(): return rate")
+    with pytest.warns(UserWarning, match="assigns `rate`, and `step`, which it uses, reads"):
+        notebook.run("%%kiq", "rate = 2", "step()")
+
+
 def test_the_shells_own_names_stay_here(notebook):
     notebook.run("%%kiq", "get_ipython(), In, Out, __name__, print")
     assert notebook.broker.arguments()[0] == {}
