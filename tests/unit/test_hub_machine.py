@@ -489,6 +489,7 @@ class Machine(RuleBasedStateMachine):
     def unfinished(self) -> bool:
         return bool(
             self.world.state.tasks
+            or self.world.state.ending
             or any(c.unaccepted or c.wanted for c in self.clients)
             or any(w.unrecorded for w in self.workers)
         )
