@@ -101,14 +101,18 @@ class Deaths:
     # -- what becomes of the tasks ---------------------------------------------------------
 
     def _bury(self, worker: Worker, died: p.Died | None) -> None:
-        """Take all leases of a worker; without a notice nobody knows what it had begun."""
+        """Take all leases of a worker.
+
+        Without a notice, or without all its results, nobody knows what it had not begun.
+        """
         begun = {slot.token for slot in died.slots} if died is not None else set()
+        told_all = died is not None and worker.settled >= died.settled
         running: list[TaskRecord] = []
         for token, task in reversed(list(worker.held.items())):
             handed_out = token not in self._board.unsent
             was_running = task.status == TaskStatus.RUNNING
             self._board.unhold(worker, task)
-            if task.at_most_once and handed_out and (died is None or token in begun):
+            if task.at_most_once and handed_out and (token in begun or not told_all):
                 self._cancelling.too_late(token, task)
                 self._uncertain(task, worker.name, died)
             elif self._cancelling.given_back(token, task):

@@ -1052,6 +1052,18 @@ def test_an_at_most_once_task_whose_worker_dies_running_it_is_uncertain(
     assert "w1 was killed by signal 9" in alice.outcome("a").error
 
 
+def test_an_at_most_once_task_is_uncertain_when_its_result_was_lost_with_its_worker(
+    host: Host, alice: Client, pool: Pool
+) -> None:
+    worker = host.worker()
+    alice.submit(task("a", at_most_once=True))
+    host.settle()
+    pool.report(worker, settled=1)
+    host.pass_time(DRAIN)
+    host.settle()
+    assert alice.outcome("a").status == TaskStatus.UNCERTAIN
+
+
 def test_an_at_most_once_task_that_had_not_begun_runs_elsewhere(
     host: Host, alice: Client, pool: Pool
 ) -> None:
