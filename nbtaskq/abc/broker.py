@@ -74,6 +74,9 @@ class Settlement(NamedTuple):
 class Watcher(Protocol):
     """What a broker tells the sender of a message; called from any thread, must not block."""
 
+    #: somebody blocks on this one message: its value is wanted as soon as it is known
+    awaited: bool
+
     def on_accepted(self) -> None:
         """Tell that the message is stored durably: it will be run."""
 

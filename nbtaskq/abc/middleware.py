@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nbtaskq.hub.protocol import VerdictKind
 
 if TYPE_CHECKING:
-    from nbtaskq.abc.broker import Broker
+    from nbtaskq.abc.kick import SupportsKick
     from nbtaskq.message import Message, Result
 
 
@@ -39,9 +39,9 @@ class Middleware:
     A hook that is not overridden costs nothing.
     """
 
-    broker: Broker
+    broker: SupportsKick
 
-    def set_broker(self, broker: Broker) -> None:
+    def set_broker(self, broker: SupportsKick) -> None:
         """Remember the broker that this middleware serves; called once when it is added."""
         self.broker = broker
 

@@ -164,6 +164,8 @@ class BaseBroker(Broker):
 class _Acceptance(Watcher):
     """Waits for one message to be accepted."""
 
+    awaited = False
+
     def __init__(self, future: Any, call: Callable[..., Any]) -> None:
         self.future = future
         self._call = call

@@ -149,6 +149,8 @@ class Connection:
         self._watched: dict[bytes, list[Watcher]] = {}
         #: chosen ids that are not accepted yet: other contents may be stored under them
         self._unsure: set[bytes] = set()
+        #: messages that were sent as awaited; the question that follows is answered by that
+        self._announced: set[bytes] = set()
         self._asked: dict[int, tuple[p.Wire, Future[Any]]] = {}
         self._calls: deque[Callable[[], None]] = deque()
         self._asleep = False
@@ -194,12 +196,15 @@ class Connection:
         key = task_id.encode()
 
         def ask() -> None:
+            if key in self._announced:
+                self._announced.discard(key)
+                return  # the message itself said that somebody blocks on it
             if key in self._unsure:
                 return  # its acceptance is on the way, and then its end is asked for
             watchers = self._watched.setdefault(key, [])
             if watcher not in watchers:
                 watchers.append(watcher)
-            self._link.send(p.Get([key], values=True) if value else p.Get([key]))
+            self._link.send(p.Wait(key) if value else p.Get([key]))
 
         self._call(ask)
 
@@ -420,15 +425,19 @@ class Connection:
             self._link.send(p.Put(item.digest, list(item.refs)), [item.body])
         frames = [buffer for packet in sent.packets for buffer in packet.buffers]
         tasks = [packet.submission for packet in sent.packets]
-        self._link.send(p.Submit(number, tasks, again), frames)
+        awaited = [x.submission.task_id for x in sent.packets if x.watcher.awaited]
+        self._announced.update(awaited)
+        self._link.send(p.Submit(number, tasks, again, awaited), frames)
 
     # -- what comes ------------------------------------------------------------------------
 
     def _take(self, message: p.Outbound, frames: list[Buffer]) -> None:
         if isinstance(message, p.Finished):
+            for batch in message.accepted:
+                self._accepted(batch, [])
             self._finished(message, frames)
         elif isinstance(message, p.Accepted):
-            self._accepted(message)
+            self._accepted(message.batch, message.problems)
         elif isinstance(message, p.Progressed):
             for task_id, status, worker in message.changes:
                 for watcher in self._watched.get(task_id, ()):
@@ -462,13 +471,13 @@ class Connection:
         self._wanted = False
         self._welcome.set()
 
-    def _accepted(self, message: p.Accepted) -> None:
-        sent = self._sent.pop(message.batch, None)
+    def _accepted(self, batch: int, troubled: list[tuple[bytes, str, str]]) -> None:
+        sent = self._sent.pop(batch, None)
         if sent is None:
             return
         self._outbox.release(sent.packets)
         self._known.update(item.digest for item in sent.objects)
-        problems = {key: (code, text) for key, code, text in message.problems}
+        problems = {key: (code, text) for key, code, text in troubled}
         for packet in sent.packets:
             task_id = packet.submission.task_id
             problem = problems.get(task_id)
@@ -497,6 +506,7 @@ class Connection:
         for outcome in message.outcomes:
             own = p.take(frames, position, outcome.buffers)
             position += outcome.buffers
+            self._announced.discard(outcome.task_id)
             for watcher in self._watched.pop(outcome.task_id, ()):
                 watcher.on_outcome(outcome, own)
 

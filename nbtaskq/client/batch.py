@@ -70,7 +70,9 @@ class Batch(Sequence[TaskHandle[R]], Generic[R]):
         values: list[Any] = []
         for handle in self._handles:
             left = None if end is None else max(0.0, end - time.monotonic())
-            error = handle.exception(left)
+            if not handle._wait_for("done", left, alone=False):
+                raise handle._timeout(timeout)
+            error = handle.exception(left or None)
             if error is None:
                 values.append(handle.result(0))
             elif errors == "raise":

@@ -77,6 +77,8 @@ class TaskHandle(Generic[R]):
         self._task = task
         self._args = args
         self._kwargs = kwargs or {}
+        #: whether a thread or a coroutine blocks on this one task
+        self.awaited = False
         #: False while hooks still hold the message back
         self._handed_over = True
         self._accepted = False
@@ -173,8 +175,11 @@ class TaskHandle(Generic[R]):
 
     # -- waiting ---------------------------------------------------------------------------
 
-    def _wait_for(self, moment: str, timeout: float | None) -> bool:
-        """Block until a moment has come; return whether it has."""
+    def _wait_for(self, moment: str, timeout: float | None, *, alone: bool = True) -> bool:
+        """Block until a moment has come; return whether it has.
+
+        Who waits for one task alone gets its value before that is durable.
+        """
         if self._passed(moment) or (timeout is not None and timeout <= 0):
             return self._passed(moment)
         turn = threading.Lock()
@@ -183,7 +188,8 @@ class TaskHandle(Generic[R]):
         self._when(moment, release)
         end = None if timeout is None else time.monotonic() + timeout
         try:
-            self._nudge(moment)
+            if alone:
+                self._nudge(moment)
             while not self._passed(moment):
                 left = NUDGE if end is None else min(NUDGE, end - time.monotonic())
                 if left <= 0:
@@ -198,7 +204,8 @@ class TaskHandle(Generic[R]):
     def _nudge(self, moment: str) -> None:
         """Say that somebody blocks on this task; the broker answers with what it knows."""
         if moment in ("done", "value") and self._refused is None and self._handed_over:
-            self._broker.watch(self.task_id, self, value=moment == "value")
+            self.awaited = moment == "value"
+            self._broker.watch(self.task_id, self, value=self.awaited)
 
     def _check_trouble(self) -> None:
         trouble = self._broker.trouble()

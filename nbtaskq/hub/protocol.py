@@ -175,11 +175,15 @@ class Put(Wire, frozen=True, tag="put"):
 
 
 class Submit(Wire, frozen=True, tag="submit"):
-    """Tasks of one client; `again` marks what may have been stored before."""
+    """Tasks of one client; `again` marks what may have been stored before.
+
+    A thread blocks on those in `awaited`: their values are sent even before the commit.
+    """
 
     batch: int
     tasks: list[Submission]
     again: bool = False
+    awaited: list[bytes] = []
 
 
 class Wait(Wire, frozen=True, tag="wait"):
@@ -306,9 +310,13 @@ class Accepted(Wire, frozen=True, tag="accepted"):
 
 
 class Finished(Wire, frozen=True, tag="finished"):
-    """Ends of tasks that this client sent or watches."""
+    """Ends of tasks that this client sent or watches.
+
+    `accepted` are batches without a problem: their receipts, that travel along.
+    """
 
     outcomes: list[Outcome]
+    accepted: list[int] = []
 
 
 class Progressed(Wire, frozen=True, tag="progressed"):
@@ -338,9 +346,13 @@ class Pong(Wire, frozen=True, tag="pong"):
 
 
 class Assign(Wire, frozen=True, tag="assign"):
-    """Tasks for a worker, in the order in which to run them."""
+    """Tasks for a worker, in the order in which to run them.
+
+    `recorded`, unless 0, is a `Recorded` that travels along.
+    """
 
     tasks: list[Assignment]
+    recorded: int = 0
 
 
 class Recall(Wire, frozen=True, tag="recall"):

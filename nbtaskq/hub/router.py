@@ -11,13 +11,25 @@ from collections.abc import Iterator, Sequence
 
 import zmq
 
-from nbtaskq.hub.protocol import Inbound, Welcome, Wire, decode_inbound, encode
+from nbtaskq.hub.protocol import (
+    Accepted,
+    Assign,
+    Finished,
+    Inbound,
+    Recorded,
+    Welcome,
+    Wire,
+    decode_inbound,
+    encode,
+)
 from nbtaskq.message import Buffer
 
 #: frames from this size on are not copied
 NO_COPY = 65_536
 #: connections that wait to be taken, and milliseconds for which one may take to greet
 QUEUE, GREETING = 512, 3000
+#: seconds that a receipt waits for company
+RECEIPTS = 0.002
 #: milliseconds that what was sent last has to leave
 LINGER = 200
 
@@ -39,6 +51,8 @@ class Router:
         self.malformed: Counter[str] = Counter()
         self.lost: set[bytes] = set()
         self.drained = True
+        self._receipts: dict[bytes, list[Accepted | Recorded]] = {}
+        self._receipts_at = math.inf
         self._complained = -math.inf
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket = self._context.socket(zmq.ROUTER)
@@ -72,12 +86,55 @@ class Router:
             yield frames[0].bytes, message, buffers
 
     def send(self, peer: bytes, message: Wire, buffers: Sequence[Buffer] = ()) -> None:
-        """Send a message; a peer that is gone joins `lost`."""
+        """Send a message; a peer that is gone joins `lost`.
+
+        A receipt travels with the next message to its peer, or alone a little later: waking a
+        peer's threads costs more than the receipt is worth.
+        """
+        if isinstance(message, Recorded) or (
+            isinstance(message, Accepted) and not message.problems
+        ):
+            self._receipts.setdefault(peer, []).append(message)
+            self._receipts_at = min(self._receipts_at, time.monotonic() + RECEIPTS)
+            return
         if isinstance(message, Welcome):
             message = Welcome(message.version, message.epoch, os.getpid())
+        receipts = self._receipts.pop(peer, None)
+        if receipts:
+            message = self._together(peer, message, receipts)
+        self._send(peer, message, buffers)
+
+    def _together(self, peer: bytes, message: Wire, receipts: list[Accepted | Recorded]) -> Wire:
+        """Return the message with the receipts in it, if it can hold them; else send them."""
+        if isinstance(message, Finished):
+            batches = [receipt.batch for receipt in receipts if isinstance(receipt, Accepted)]
+            return Finished(message.outcomes, batches)
+        if isinstance(message, Assign):
+            return Assign(message.tasks, max(r.number for r in receipts if isinstance(r, Recorded)))
+        for receipt in receipts:
+            self._send(peer, receipt, ())
+        return message
+
+    def send_receipts(self, now: float) -> None:
+        """Send the receipts that have waited for long enough."""
+        if now < self._receipts_at:
+            return
+        waiting, self._receipts, self._receipts_at = self._receipts, {}, math.inf
+        for peer, receipts in waiting.items():
+            for receipt in receipts:
+                self._send(peer, receipt, ())
+
+    def deadline(self) -> float:
+        """Return when receipts are due."""
+        return self._receipts_at
+
+    def _send(self, peer: bytes, message: Wire, buffers: Sequence[Buffer]) -> None:
         try:
-            # what is smaller than the socket's copy_threshold is copied all the same
-            self.socket.send_multipart([peer, encode(message), *buffers], copy=False)
+            if buffers:
+                # what is smaller than the socket's copy_threshold is copied all the same
+                self.socket.send_multipart([peer, encode(message), *buffers], copy=False)
+            else:
+                self.socket.send_multipart([peer, encode(message)])
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise

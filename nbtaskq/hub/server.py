@@ -121,6 +121,7 @@ class HubServer:
                 self._perform(self._state.tick(now))
         self._controls.orders.tick(now)
         self._reading.tick(now)
+        self._router.send_receipts(now)
         while self._router.lost:
             self._perform(self._state.lost(self._router.lost.pop(), now))
         if self._ops:
@@ -130,7 +131,8 @@ class HubServer:
 
     def _wait(self, now: float, listening: bool) -> float:
         """Return for how many seconds there is nothing to do."""
-        at = min(self._controls.orders.deadline(), self._reading.deadline())
+        parts = (self._controls.orders, self._reading, self._router)
+        at = min(part.deadline() for part in parts)
         at = min(at, max(self._state.deadline(), self._tick_from) if listening else now + DEAF)
         return min(max(at - now, 0.001), LONGEST)
 

@@ -28,6 +28,11 @@ from nbtaskq.process import Lock
 
 __all__ = ["Completed", "Reader", "Store"]
 
+#: Seconds for which a group gathers: the start and the end of a short task share a commit, and
+#: the writer does not compete with the server thread while that passes the task on.
+GATHER = 0.001
+#: A group of so many operations does not wait for more.
+ENOUGH = 200
 #: Operations in one commit, unless one `write` has more.
 GROUP = 5000
 #: Pauses between tries of a commit that fails, in seconds.
@@ -204,6 +209,8 @@ class Store:
             return
         try:
             self._sort(self._inbox.get(timeout=wait))
+            if self._batches and not self._reads and self.backlog < ENOUGH:
+                time.sleep(GATHER)
             while True:
                 self._sort(self._inbox.get_nowait())
         except queue.Empty:

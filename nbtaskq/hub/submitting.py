@@ -15,7 +15,7 @@ from nbtaskq.hub.reclaiming import Reclaiming
 from nbtaskq.hub.records import Client, TaskRecord
 from nbtaskq.hub.roster import Roster
 from nbtaskq.hub.settling import share_out, signed
-from nbtaskq.hub.telling import Telling
+from nbtaskq.hub.telling import Telling, Wish
 from nbtaskq.message import Buffer, TaskStatus
 
 Problem = tuple[bytes, str, str]
@@ -129,6 +129,9 @@ class Submitting:
                 task = self._record(client, submission, check)
                 self._store_one(client, task, submission, own, found, message.again, receipt)
         self._journal.after_commit(self._accept, receipt)
+        for task_id in message.awaited:
+            if task_id in self._board.tasks:
+                self._telling.wish(task_id, client.session, Wish.EARLY)
 
     def _accept(self, receipt: Receipt) -> None:
         peer = self._roster.peer_of(receipt.session)

@@ -207,10 +207,10 @@ class Net(threading.Thread):
 
     def _handle(self, link: Link, message: p.Outbound, frames: list[Buffer]) -> None:
         if isinstance(message, p.Assign):
+            self._recorded(message.recorded)
             self._assign(message, frames)
         elif isinstance(message, p.Recorded):
-            for token in self._verdicts.recorded(message.number):
-                self._held.pop(token, None)
+            self._recorded(message.number)
         elif isinstance(message, p.Given):
             self._arrivals.given(message.digest, message.refs, frames[0])
         elif isinstance(message, p.Missing):
@@ -219,6 +219,10 @@ class Net(threading.Thread):
             self._recall(link, set(message.tokens))
         elif isinstance(message, p.Welcome):
             self._greet_again(link)
+
+    def _recorded(self, number: int) -> None:
+        for token in self._verdicts.recorded(number):
+            self._held.pop(token, None)
 
     def _assign(self, message: p.Assign, frames: list[Buffer]) -> None:
         position = 0
