@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from nbtaskq.brokers.base import Registry
@@ -150,12 +150,13 @@ def scale(workers: int) -> Status:
 
 def restart() -> Status:
     """Replace all workers; what they were running runs again."""
+    before = {worker["name"] for worker in status().workers}
     ask("restart")
-    return _wait_ready()
+    return _wait_ready(before)
 
 
-def _wait_ready() -> Status:
-    """Wait until every worker that shall be there has said hello."""
+def _wait_ready(gone: Set[str] = frozenset()) -> Status:
+    """Wait until every worker that shall be there has said hello, and none of `gone` is left."""
     end = time.monotonic() + READY_TIMEOUT
     while True:
         found = Status(_hub().workspace, ask("status"))
@@ -163,7 +164,7 @@ def _wait_ready() -> Status:
             raise WorkerStartError(
                 f"worker kernels do not come up: {found.start_error}\nSee `nbtaskq logs`"
             )
-        if found.ready:
+        if found.ready and not gone & {worker["name"] for worker in found.workers}:
             return found
         if time.monotonic() > end:
             raise WorkerStartError(

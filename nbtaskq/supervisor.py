@@ -215,6 +215,8 @@ class Supervisor:
             reply = Reply(order.request, ok=True, body=verb(order.body or {}))
         except (ValueError, TypeError, KeyError, OSError) as error:
             reply = Reply(order.request, ok=False, body=f"{order.verb}: {error}")
+        # who hears that the order was obeyed finds the hub knowing it
+        self._link.send(self._renewal(time.monotonic()))
         if order.request:
             self._link.send(reply)
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import cloudpickle
 from cloudpickle import cloudpickle as cp
 
-from nbtaskq.message import Buffer, CellResult
+from nbtaskq.message import Buffer
 from nbtaskq.serializers.captures import global_names
 from nbtaskq.serializers.identity import ATOMS, class_id
 from nbtaskq.serializers.special import SPECIAL, current_shell

@@ -18,7 +18,7 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from ipykernel.ipkernel import IPythonKernel
@@ -29,6 +29,7 @@ from traitlets import Any as AnyTrait
 from traitlets import Type, default
 from traitlets.config import Config
 
+from nbtaskq.client.current import set_factory
 from nbtaskq.execution import Receiver
 from nbtaskq.middlewares import SimpleRetryMiddleware
 from nbtaskq.process import die_with_parent, read_options
@@ -50,6 +51,10 @@ from nbtaskq.worker.recorder import Recorder
 from nbtaskq.worker.run import Run
 from nbtaskq.worker.source import HubSource
 from nbtaskq.worker.streams import TaskSession
+from nbtaskq.workspace import VARIABLE, Workspace
+
+if TYPE_CHECKING:
+    from nbtaskq.abc import Broker
 
 #: seconds that a worker takes to send its last verdicts when it is asked to end
 LAST_WORDS = 0.5
@@ -248,7 +253,20 @@ def main() -> None:
     options = msgspec.convert(read_options(), Options)
     die_with_parent(options.parent)
     sys.argv = [""]
+    _let_tasks_send(options.workspace)
     Worker(options).run()
+
+
+def _let_tasks_send(workspace: str) -> None:
+    """Make the hub that this worker serves the default broker of the tasks that it runs."""
+    os.environ[VARIABLE] = workspace
+
+    def make() -> Broker:
+        from nbtaskq.brokers.zeromq import ZeroMQBroker
+
+        return ZeroMQBroker(Workspace.at(workspace))
+
+    set_factory(make)
 
 
 if __name__ == "__main__":
