@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from nbtaskq.client.handle import TaskHandle
-from nbtaskq.message import TaskFacts, TaskStatus
+from nbtaskq.message import TaskStatus
 
 #: Columns that say what became of a task.
 FACTS = (
@@ -67,11 +67,11 @@ def batch_frame(handles: Iterable[TaskHandle[Any]]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def history_frame(rows: Iterable[TaskFacts | Mapping[str, Any]]) -> pd.DataFrame:
+def history_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Return one row a task of what a hub knows of tasks, in the order of `rows`.
 
-    A row has the fields of `TaskFacts`, or is a mapping with these keys and `batch`; times are
-    aware datetimes or Unix times.
+    A row has the keys of `nbtaskq.hub.history.COLUMNS`, or some of them; times are Unix times or
+    aware datetimes.
     """
     facts = [_history_row(row) for row in rows]
     return pd.DataFrame({name: _fact_column(name, facts) for name in HISTORY})
@@ -136,9 +136,7 @@ def _facts(task: TaskHandle[Any], problem: str) -> Row:
     return row
 
 
-def _history_row(row: TaskFacts | Mapping[str, Any]) -> Row:
-    if isinstance(row, TaskFacts):
-        row = {name: getattr(row, name) for name in row.__struct_fields__}
+def _history_row(row: Mapping[str, Any]) -> Row:
     return {
         key if key in ("task_id", "task_name") else f"task_{key}": value
         for key, value in row.items()

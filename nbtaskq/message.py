@@ -6,10 +6,7 @@ import enum
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from typing import Any, Generic, NamedTuple, TypeVar
-
-import msgspec
 
 T = TypeVar("T")
 
@@ -218,18 +215,3 @@ class CellResult(NamedTuple):
 
     value: Any
     outputs: dict[str, Any]
-
-
-class TaskFacts(msgspec.Struct, frozen=True):
-    """What is known of a task without its payload; times are seconds or aware UTC datetimes."""
-
-    task_id: str
-    task_name: str
-    status: TaskStatus
-    submitted: datetime | None = None
-    started: datetime | None = None
-    seconds: float | None = None
-    worker: str = ""
-    attempts: int = 0
-    error: str = ""
-    notebook: str = ""

@@ -29,6 +29,7 @@ from nbtaskq.errors import (
     WorkerStartError,
 )
 from nbtaskq.launcher import ensure_running, running, stop_running
+from nbtaskq.serializers.special import current_shell
 from nbtaskq.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def notebook_identity() -> str:
     named = os.environ.get("JPY_SESSION_NAME")
     if named:
         return named
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    shell = current_shell()
     if shell is None:
         return os.path.join(os.getcwd(), os.path.basename(sys.argv[0]) if sys.argv else "")
     file = shell.user_ns.get("__vsc_ipynb_file__")

@@ -104,7 +104,8 @@ class Broker(ABC):
         A delivery whose receiver vanished before settling is delivered again, with a new token;
         a settlement with an old token is refused. One task id is stored once.
 
-    A new broker needs `kick` and `listen`; the batch forms fall back on them.
+    The client's side is `submit`, `watch` and `control`, the worker's `listen` and `settle`; the
+    batch forms `kick_many`, `listen_many` and `settle_many` fall back on the single ones.
     """
 
     serializer: Serializer

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 
 class SupportsKick(Protocol):
-    """Something that can be asked and ordered, and whose tasks can be found."""
+    """A broker without its tasks and its traffic: it can be asked, ordered, started and stopped."""
 
     async def control(self, verb: str, body: Any = None) -> Any:
         """Ask or order something of the broker's server: plain data in, plain data out."""

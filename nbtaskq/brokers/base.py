@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import Callable, Sequence
 from inspect import isawaitable
@@ -152,8 +153,6 @@ class BaseBroker(Broker):
 
     async def kick_many(self, envelopes: Sequence[Envelope]) -> None:
         """Send messages in order; return once all are accepted."""
-        import asyncio
-
         loop = asyncio.get_running_loop()
         waits = [_Acceptance(loop.create_future(), loop.call_soon_threadsafe) for _ in envelopes]
         self.submit(envelopes, waits)

@@ -1,8 +1,10 @@
 """The broker of notebooks: messages go to a hub over ZeroMQ, and outlive this process.
 
-kiq ──► outbox ──► connection thread ──► hub ──► workers
-│
-handles ◄────────────────┘  accepted · progress · output · outcome
+    kiq ──► outbox ──► connection thread ──► hub ──► workers
+                             │    ▲           │
+    handles ◄────────────────┘    └───────────┘  accepted · progress · output · outcome
+
+Deliveries go to worker kernels, which have a connection of their own.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 from nbtaskq.abc import Delivery, Envelope, Frozen, Serializer, Settlement, Watcher
 from nbtaskq.brokers.base import BaseBroker, submission_of
@@ -81,7 +83,7 @@ class ZeroMQBroker(BaseBroker):
 
     # -- sending ---------------------------------------------------------------------------
 
-    def with_serializer(self, serializer: Serializer) -> ZeroMQBroker:
+    def with_serializer(self, serializer: Serializer) -> Self:
         """Use another serializer, for functions too."""
         super().with_serializer(serializer)
         self._freezer = Freezer(serializer)

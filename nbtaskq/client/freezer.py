@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbtaskq.abc.serializer import Frozen, Serializer
+from nbtaskq.serializers.special import current_shell
 
 if TYPE_CHECKING:
     from nbtaskq.client.watch import Large, Watch
@@ -101,8 +102,7 @@ def _surroundings() -> tuple[str, list[str]]:
 
 def _current_cell() -> int:
     """Return the number of the running cell, 0 outside of IPython."""
-    getter = getattr(sys.modules.get("IPython"), "get_ipython", None)
-    shell = getter() if getter is not None else None
+    shell = current_shell()
     return shell.execution_count if shell is not None else 0
 
 
@@ -113,7 +113,7 @@ def _warn_of(captures: list[Large], function: Callable[..., Any], cell: int) -> 
         warnings.warn(
             f"{name}() captures {large.name!r}, about {large.nbytes / 1e6:,.0f} MB. It is sent "
             f"once per cell execution: changes inside it later in {where} are not seen. Pass it "
-            f"as an argument to send it with each call, or hand it over once with nq.put",
+            f"as an argument to send it with each call",
             LargeCaptureWarning,
             stacklevel=3,
         )

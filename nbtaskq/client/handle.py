@@ -1,7 +1,8 @@
 """The client's view of one sent message.
 
-queued ──► running ──► ended        pushed by the broker, from any thread
-result() blocks · await value() does not · both raise the task's own exception
+    queued ──► running ──► ended        pushed by the broker, from any thread
+
+`result()` blocks, `await value()` does not, and both raise the task's own exception.
 """
 
 from __future__ import annotations
@@ -453,7 +454,7 @@ class TaskHandle(Generic[R]):
         return [name for name in super().__dir__() if name not in hidden]
 
     def __repr__(self) -> str:
-        call = f"{self.task_name}({_arguments_text(self.arguments)})"
+        call = f"{self.task_name}({arguments_text(self.arguments)})"
         where = f" on {self._worker}" if self._worker else ""
         tail = ""
         if self._outcome is not None:
@@ -465,7 +466,7 @@ class TaskHandle(Generic[R]):
         return f"<{call} {self.status}{where}{tail} [{self.task_id[:8]}]>"
 
 
-def _arguments_text(arguments: dict[str, Any]) -> str:
+def arguments_text(arguments: dict[str, Any]) -> str:
     """Return arguments as short text, whatever their `__repr__` does."""
     parts = []
     for name, value in arguments.items():

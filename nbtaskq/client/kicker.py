@@ -82,11 +82,6 @@ class Kicker(Generic[P, R]):
 
     def sweep(self, **grid: Iterable[Any]) -> Batch[R]:
         """Send one call for each combination of the keywords' values."""
-        for name, values in grid.items():
-            if isinstance(values, str) or not isinstance(values, Iterable):
-                raise TaskArgumentError(
-                    f"sweep({name}={values!r:.60}) takes a list of values; write {name}=[…]"
-                )
         return self._batch(calls_of_sweep(grid))
 
     def _plan(self, task_id: str | None, batch: bytes = b"") -> Plan:
@@ -97,11 +92,5 @@ class Kicker(Generic[P, R]):
         if self.task_id is not None:
             raise TaskDefinitionError("one task id cannot stand for a whole batch")
         batch_id = os.urandom(8)
-        plan = self._plan(None, batch_id)
-        try:
-            handles = send(plan, calls)
-        except ValueError as error:
-            if "zip()" in str(error):
-                raise TaskArgumentError(f"map() takes equally long iterables: {error}") from None
-            raise
+        handles = send(self._plan(None, batch_id), calls)
         return Batch(self.task.task_name, handles, batch_id.hex())

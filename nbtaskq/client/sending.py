@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,13 +11,16 @@ from nbtaskq.abc import Broker, Envelope
 from nbtaskq.client.handle import TaskHandle
 from nbtaskq.client.options import SendOptions, read_options
 from nbtaskq.client.portal import portal
-from nbtaskq.errors import SendError
+from nbtaskq.errors import SendError, TaskArgumentError
 from nbtaskq.message import Message, new_task_id
 
 if TYPE_CHECKING:
     from nbtaskq.client.definition import Definition
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+#: stands in a row for the value of an iterable that has no more
+_ENDED = object()
 
 
 class Plan(NamedTuple):
@@ -115,13 +118,37 @@ def _submit(broker: Broker, envelope: Envelope, message: Message, handle: TaskHa
     broker.submit([changed], [handle])
 
 
-def calls_of_map(iterables: Sequence[Iterable[Any]]) -> Iterable[Call]:
-    """Return the calls of `map`: one for each row of the iterables, which are equally long."""
-    return ((row, {}) for row in zip(*iterables, strict=True))
+def calls_of_map(iterables: Sequence[Iterable[Any]]) -> Iterator[Call]:
+    """Yield the calls of `map`: one for each row of the iterables.
+
+    Raises
+    ------
+    TaskArgumentError
+        One of them has ended before the others.
+    """
+    for row in itertools.zip_longest(*iterables, fillvalue=_ENDED):
+        for place, value in enumerate(row, 1):
+            if value is _ENDED:
+                raise TaskArgumentError(
+                    f"map() takes equally long iterables, and number {place} of {len(row)} is "
+                    "shorter than another; nothing was sent"
+                )
+        yield row, {}
 
 
 def calls_of_sweep(grid: Mapping[str, Iterable[Any]]) -> Iterable[Call]:
-    """Return the calls of `sweep`: every combination, the last keyword varying fastest."""
+    """Return the calls of `sweep`: every combination, the last keyword varying fastest.
+
+    Raises
+    ------
+    TaskArgumentError
+        A keyword has no list of values.
+    """
+    for name, given in grid.items():
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            raise TaskArgumentError(
+                f"sweep({name}={given!r:.60}) takes a list of values; write {name}=[…]"
+            )
     names = list(grid)
     values = [list(v) for v in grid.values()]
     return (((), dict(zip(names, row, strict=True))) for row in itertools.product(*values))

@@ -1,7 +1,9 @@
 """Orders that a pool takes, passed on by the hub.
 
-client ── Control ──► hub ── Order ──► pool
-◄── Answer ───     ◄── Reply ──
+    client ── Control ──► hub ── Order ──► pool
+           ◄── Answer ───     ◄── Reply ──
+
+An order that comes before its pool waits for it; so does its sender, within bounds.
 """
 
 from __future__ import annotations

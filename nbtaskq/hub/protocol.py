@@ -15,7 +15,7 @@ from typing import Any, Union
 
 import msgspec
 
-from nbtaskq.message import Buffer, TaskStatus
+from nbtaskq.message import Buffer
 
 #: Peers of another version are refused at hello.
 VERSION = 1
@@ -293,7 +293,11 @@ class Welcome(Wire, frozen=True, tag="welcome"):
 
 
 class Refused(Wire, frozen=True, tag="refused"):
-    """The hub will not talk to you. Codes: `version`, `unknown_peer`, `duplicate`."""
+    """The hub will not talk to you.
+
+    Codes: `version`, `role`, `dead` and `duplicate` (a worker's name), `unknown_peer` (hello was
+    not said, or is forgotten).
+    """
 
     code: str
     text: str
@@ -375,7 +379,10 @@ class Given(Wire, frozen=True, tag="given"):
 
 
 class Order(Wire, frozen=True, tag="order"):
-    """What a pool shall do: `scale`, `restart`, `environment`, `stop`."""
+    """What a pool shall do: `scale`, `restart`, `environment`, `workers`, `stop`.
+
+    Number 0 wants no `Reply`.
+    """
 
     request: int
     verb: str
@@ -429,8 +436,3 @@ def take(frames: Sequence[Buffer], start: int, count: int) -> tuple[Buffer, ...]
     if count < 0 or start + count > len(frames):
         raise ValueError(f"{count} buffers announced, {len(frames) - start} frames left")
     return tuple(frames[start : start + count])
-
-
-def ended(outcome: Outcome) -> bool:
-    """Whether an outcome is a value."""
-    return outcome.status == TaskStatus.SUCCEEDED

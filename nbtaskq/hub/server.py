@@ -29,8 +29,7 @@ from nbtaskq.hub.reading import Reading
 from nbtaskq.hub.router import Router
 from nbtaskq.hub.state import HubState
 from nbtaskq.hub.store import Store
-from nbtaskq.hub.vault import Delivery, Page, Vault
-from nbtaskq.hub.vault import Found as PageFound
+from nbtaskq.hub.vault import Delivery, Page, PageRead, Vault
 from nbtaskq.message import Buffer
 
 #: messages that are read before what they led to is stored
@@ -227,7 +226,7 @@ class HubServer:
         if following:
             self._act(following)
 
-    def _paged(self, delivery: Delivery, page: Page, found: PageFound) -> None:
+    def _paged(self, delivery: Delivery, page: Page, found: PageRead) -> None:
         """Go on with a delivery; leases that ended meanwhile are left out."""
         holder = self._state.holder
         damaged = self._vault.take(delivery, page, found)

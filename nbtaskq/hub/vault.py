@@ -89,7 +89,7 @@ class Delivery:
         self.results: dict[int, Ended] = {}
 
 
-class Found(NamedTuple):
+class PageRead(NamedTuple):
     """What a page read: payloads that a delivery needs, some behind them, and results."""
 
     payloads: dict[int, Stored]
@@ -104,7 +104,7 @@ class Page(NamedTuple):
     ahead: list[int]
     results: list[int]
 
-    def read(self, reader: Reader) -> Found:
+    def read(self, reader: Reader) -> PageRead:
         """Ask the store; in its thread."""
         ahead: dict[int, Stored] = {}
         size = start = 0
@@ -113,7 +113,7 @@ class Page(NamedTuple):
             ahead |= some
             size += sum(weigh(x[0].body, x[1]) for x in some.values() if isinstance(x, tuple))
             start += STEP
-        return Found(reader.payloads(self.payloads), ahead, reader.outcomes_by_seq(self.results))
+        return PageRead(reader.payloads(self.payloads), ahead, reader.outcomes_by_seq(self.results))
 
 
 class Vault:
@@ -196,7 +196,7 @@ class Vault:
             ahead = [s for s in range(after, after + PAGE - len(payloads)) if s not in hot]
         return Page(payloads[:PAGE], ahead, results[:PAGE])
 
-    def take(self, delivery: Delivery, page: Page, found: Found) -> dict[int, str]:
+    def take(self, delivery: Delivery, page: Page, found: PageRead) -> dict[int, str]:
         """Take in what was read; return what is wrong with payloads that are damaged."""
         damaged: dict[int, str] = {}
         for seq in page.payloads:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dis
+import inspect
 import types
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -61,7 +62,7 @@ def read_cell(tree: ast.Module, filename: str = "<cell>") -> Reading:
         frozenset(flow.needs),
         frozenset(flow.may_need - flow.needs),
         frozenset(flow.assigned),
-        bool(whole.co_flags & 0x80),  # CO_COROUTINE
+        bool(whole.co_flags & inspect.CO_COROUTINE),
         any(
             isinstance(node, ast.ImportFrom) and node.names[0].name == "*"
             for node in ast.walk(tree)

@@ -107,22 +107,6 @@ class CellTask(Task[..., Any]):
         """Return the builder of one send: labels, id, broker, delay, priority."""
         return CellKicker(self)
 
-    def kiq(self, *args: Any, **kwargs: Any) -> TaskHandle[Any]:
-        """Send the cell; keyword arguments override names that it reads."""
-        return CellKicker(self).kiq(*args, **kwargs)
-
-    def map(self, *iterables: Iterable[Any]) -> Batch[Any]:
-        """See `sweep`: a cell has no positional arguments."""
-        return CellKicker(self).map(*iterables)
-
-    def starmap(self, rows: Iterable[Iterable[Any]]) -> Batch[Any]:
-        """See `sweep`: a cell has no positional arguments."""
-        return CellKicker(self).starmap(rows)
-
-    def sweep(self, **grid: Iterable[Any]) -> Batch[Any]:
-        """Send the cell once for each combination: `report.sweep(year=[2024, 2025])`."""
-        return CellKicker(self).sweep(**grid)
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the cell here, in a copy of the notebook's names; return its last value."""
         self.check_call(args, kwargs)
@@ -169,7 +153,7 @@ class CellKicker(Kicker[..., Any]):
     def sweep(self, **grid: Iterable[Any]) -> Batch[Any]:
         """Send the cell once for each combination of the keywords' values."""
         captured = self.task.capture(grid)
-        calls = [((captured,), kwargs) for _, kwargs in calls_of_sweep(_checked_grid(grid))]
+        calls = [((captured,), kwargs) for _, kwargs in calls_of_sweep(grid)]
         return self._explained(captured, lambda: self._batch(calls))
 
     def _explained(self, captured: Captured, send: Callable[[], T]) -> T:
@@ -186,15 +170,6 @@ class CellKicker(Kicker[..., Any]):
                         f"the cell reads `{name}`, and {culprit}; nothing was sent", culprit.path
                     ) from error
             raise
-
-
-def _checked_grid(grid: Mapping[str, Iterable[Any]]) -> Mapping[str, Iterable[Any]]:
-    for name, values in grid.items():
-        if isinstance(values, str) or not isinstance(values, Iterable):
-            raise TaskArgumentError(
-                f"sweep({name}={values!r:.60}) takes a list of values; write {name}=[…]"
-            )
-    return grid
 
 
 def _run_here(tree: ast.Module, names: dict[str, Any], title: str) -> Any:

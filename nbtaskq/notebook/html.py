@@ -97,9 +97,9 @@ def _is_data(value: Any) -> bool:
 
 
 def _call(arguments: dict[str, Any]) -> str:
-    from nbtaskq.client.handle import _arguments_text
+    from nbtaskq.client.handle import arguments_text
 
-    return f"({_arguments_text(arguments)})"
+    return f"({arguments_text(arguments)})"
 
 
 def _span(started: float, seconds: float) -> str:

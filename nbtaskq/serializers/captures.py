@@ -81,12 +81,6 @@ class Reach:
         while self._waiting:
             self._visit(self._waiting.pop())
 
-    def include(self, code: object) -> None:
-        """Add a function or class found later, with what it reaches."""
-        self._waiting.append(Capture("", code, False))
-        while self._waiting:
-            self._visit(self._waiting.pop())
-
     def _visit(self, found: Capture) -> None:
         value = found.value
         if isinstance(value, types.FunctionType | type):

@@ -12,8 +12,9 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from nbtaskq.serializers.captures import closure_items, global_names
+from nbtaskq.serializers.captures import closure_items, global_names, wrapped
 from nbtaskq.serializers.identity import ATOMS, functions_in
+from nbtaskq.serializers.private import is_dynamic, pack
 
 _MAX_SECONDS = 2.0
 _MAX_DEPTH = 50
@@ -63,9 +64,10 @@ def find_culprit(value: object, root: str, error: BaseException) -> Culprit:
 
 
 class _Search:
+    """Tries parts until its time is up; from then on none counts as failing."""
+
     def __init__(self, deadline: float) -> None:
         self._deadline = deadline
-        self._reasons: dict[int, str] = {}
 
     def first_failing(self, parts: list[Part]) -> tuple[Place, Any, str] | None:
         """Return the first part that fails; many parts are halved, not tried one by one."""
@@ -80,8 +82,6 @@ class _Search:
         return None
 
     def _failure(self, value: Any) -> str | None:
-        from nbtaskq.serializers.private import pack
-
         if type(value) in ATOMS or time.monotonic() > self._deadline:
             return None
         try:
@@ -141,7 +141,7 @@ def _set_parts(value: set[Any], place: Place) -> Iterator[Part]:
 
 
 def _function_parts(function: types.FunctionType, place: Place) -> Iterator[Part]:
-    if not _travels(function):
+    if not is_dynamic(function):
         return
     name = f"{function.__qualname__.rpartition('<locals>.')[2]}()"
     for key in global_names(function.__code__):
@@ -163,7 +163,7 @@ def _defaults(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _class_parts(cls: type, place: Place) -> Iterator[Part]:
-    if not _travels(cls):
+    if not is_dynamic(cls):
         return
     for base in cls.__bases__:
         yield Place(base.__qualname__), base
@@ -187,7 +187,7 @@ def _method_parts(value: types.MethodType, place: Place) -> Iterator[Part]:
 
 def _object_parts(value: Any, place: Place) -> Iterator[Part]:
     """Yield the parts of an object's own reduction; a raising one makes the object the culprit."""
-    inner = _wrapped(value)
+    inner = wrapped(value)
     if inner is not None:
         yield place, inner
     if type(value).__module__.startswith("pandas.") and hasattr(value, "columns"):
@@ -219,18 +219,6 @@ def _state_parts(state: Any, place: Place) -> Iterator[Part]:
                 yield place.to(f".{name}"), item
         elif half is not None:
             yield place.to(".__getstate__()"), half
-
-
-def _wrapped(value: Any) -> Any:
-    from nbtaskq.serializers.captures import wrapped
-
-    return wrapped(value)
-
-
-def _travels(code: Any) -> bool:
-    from nbtaskq.serializers.private import is_dynamic
-
-    return is_dynamic(code)
 
 
 def _short(value: Any) -> str:

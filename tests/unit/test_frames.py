@@ -18,7 +18,7 @@ from nbtaskq.client.task import Task
 from nbtaskq.errors import SendError
 from nbtaskq.frames import FACTS, batch_frame, history_frame
 from nbtaskq.hub.protocol import Outcome
-from nbtaskq.message import Parcel, TaskFacts, TaskStatus
+from nbtaskq.message import Parcel, TaskStatus
 
 
 class Loads:
@@ -248,9 +248,10 @@ def test_a_value_that_cannot_be_loaded_is_named_in_its_row():
     assert "UnpicklingError" in frame["task_error"].iloc[0]
 
 
-def test_a_history_has_one_row_a_task_whether_facts_or_mappings():
+def test_a_history_has_one_row_a_task_and_its_times_are_numbers_or_datetimes():
     at = datetime(2026, 5, 1, 12, tzinfo=UTC)
-    facts = TaskFacts("a1", "fit", TaskStatus.SUCCEEDED, at, at, 1.5, "w1", 1, "", "nb")
+    facts = {"task_id": "a1", "task_name": "fit", "status": 10, "submitted": at, "started": at,
+             "seconds": 1.5, "worker": "w1", "attempts": 1, "notebook": "nb"}  # fmt: skip
     row = {"task_id": "a2", "task_name": "fit", "status": 11, "submitted": at.timestamp(),
            "started": None, "seconds": None, "error": "ValueError", "batch": "ff"}  # fmt: skip
     frame = history_frame([facts, row])
@@ -263,5 +264,5 @@ def test_a_history_has_one_row_a_task_whether_facts_or_mappings():
 
 def test_an_empty_history_has_the_same_columns_and_types():
     at = datetime(2026, 5, 1, 12, tzinfo=UTC)
-    one = history_frame([TaskFacts("a1", "fit", TaskStatus.QUEUED, at)])
+    one = history_frame([{"task_id": "a1", "task_name": "fit", "status": 1, "submitted": at}])
     assert history_frame([]).dtypes.equals(one.dtypes)

@@ -10,7 +10,7 @@ from nbtaskq.errors import TaskCorrupt
 from nbtaskq.hub.actions import ChangeTask, FinishTask, InsertTask, Lease, PutObject
 from nbtaskq.hub.protocol import Outcome, Submission
 from nbtaskq.hub.store import Store
-from nbtaskq.hub.vault import OVERHEAD, Delivery, Found, Vault
+from nbtaskq.hub.vault import OVERHEAD, Delivery, PageRead, Vault
 
 KB = b"x" * 1000
 
@@ -73,7 +73,7 @@ def test_a_page_brings_what_comes_next_unless_it_has_ended() -> None:
     assert page.ahead[:4] == [6, 7, 8, 9]
     payloads = {seq: (task(seq).submission, ()) for seq in range(10)}
     ahead = {seq: payloads[seq] for seq in (6, 7, 8, 9)}
-    assert vault.take(wanted, page, Found({5: payloads[5]}, ahead, {})) == {}
+    assert vault.take(wanted, page, PageRead({5: payloads[5]}, ahead, {})) == {}
     assert vault.page(wanted) is None
     assert vault.assemble(wanted)[0].tasks[0].body == KB
     page = vault.page(delivery(6, 7, 8, 9))
@@ -86,7 +86,7 @@ def test_damaged_and_missing_payloads_are_named() -> None:
     wanted = delivery(0, 1, 2)
     page = vault.page(wanted)
     assert page is not None
-    found = Found({0: TaskCorrupt("bits flipped"), 1: (task(1).submission, ())}, {}, {})
+    found = PageRead({0: TaskCorrupt("bits flipped"), 1: (task(1).submission, ())}, {}, {})
     assert vault.take(wanted, page, found) == {
         0: "bits flipped",
         2: "the stored bytes of the task are gone",
