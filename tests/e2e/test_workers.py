@@ -156,4 +156,13 @@ def test_a_thousand_handles_are_found_again_by_id(hub: Workspace) -> None:
     batch.results(30)
     again = nq.attach("quick")
     assert isinstance(again, nq.Batch)
+    assert again.counts == {"succeeded": 1000}  # at once, not when somebody waits
     assert again.results(30) == list(range(1000))
+
+
+def test_what_is_attached_knows_at_once_how_the_task_ended(hub: Workspace) -> None:
+    for name, source in (("good", "return 3"), ("bad", "1 / 0")):
+        sent = nq.task(name)(cell(f"def {name}(): {source}")[name]).kiq()
+        sent.exception(10)
+        assert nq.attach(sent.task_id).status == sent.status
+    assert "failed" in repr(nq.attach("bad"))
