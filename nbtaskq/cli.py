@@ -70,16 +70,20 @@ def main() -> None:
     """Run functions and cells of notebooks in background worker kernels."""
 
 
-@_command("nbtaskq up\nnbtaskq up -n 4 --workspace ~/project/.nbtaskq")
+@_command("nbtaskq up\nnbtaskq up 4\nnbtaskq up -n 4 --workspace ~/project/.nbtaskq")
+@click.argument("count", metavar="[N]", type=click.IntRange(min=0), required=False)
 @click.option("-n", "--workers", type=click.IntRange(min=0), help="Have at least so many workers.")
-def up(workers: int | None) -> None:
-    """Start hub and workers unless they run, and wait until they are ready.
+def up(count: int | None, workers: int | None) -> None:
+    """Start hub and workers unless they run; wait for them.
 
-    They outlive this shell, and end by themselves ten minutes after the last work.
+    `up N` has at least N workers, as `%nbtaskq up N` has. They outlive this shell, and end by
+    themselves ten minutes after the last work.
     """
     from nbtaskq import session
 
-    click.echo(str(session.up(workers)))
+    if None not in (count, workers):
+        raise click.UsageError("Say how many workers once: `nbtaskq up 4` or `nbtaskq up -n 4`.")
+    click.echo(str(session.up(workers if count is None else count)))
 
 
 @_command("nbtaskq down\nnbtaskq down --force")

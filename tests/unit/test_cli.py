@@ -59,6 +59,7 @@ def test_help_shows_examples_and_exit_status(run: Run) -> None:
 def test_wrong_usage_has_a_status_of_its_own(run: Run) -> None:
     assert run("dance").returncode == 2
     assert run("up", "-n", "-1").returncode == 2
+    assert run("up", "3", "-n", "4").returncode == 2
 
 
 def test_nothing_is_started_by_looking(run: Run, workspace: Workspace) -> None:
@@ -92,7 +93,7 @@ def test_one_log_can_be_asked_for(run: Run, workspace: Workspace) -> None:
 
 @pytest.mark.kernels
 def test_a_workspace_is_started_looked_at_and_stopped(run: Run, workspace: Workspace) -> None:
-    done = run("up", "-n", "1")
+    done = run("up", "1")
     assert done.returncode == 0, done.stderr
     pid = launcher.running(workspace)
     found = json.loads(run("status", "--json", "--workspace", str(workspace.folder)).stdout)
