@@ -78,9 +78,7 @@ class Supervisor:
         self.stop_requested = False
         self._settings = settings
         self._workspace = settings.workspace
-        self._environment = Environment(
-            sys.prefix, f"{sys.version_info.major}.{sys.version_info.minor}", settings.executable
-        )
+        self._environment = Environment.here(settings.executable)
         self._session = os.urandom(16)
         self._ids = itertools.count(1)
         self._hub = HubKeeper(self._workspace, settings.hub_module)

@@ -10,7 +10,6 @@ Deliveries go to worker kernels, which have a connection of their own.
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Self
 
@@ -59,7 +58,7 @@ class ZeroMQBroker(BaseBroker):
         self._send_timeout = send_timeout
         self._started = False
         self.connection = Connection(
-            self.workspace, this_environment(), notebook=notebook, workers=workers
+            self.workspace, Environment.here(), notebook=notebook, workers=workers
         )
 
     # -- lifecycle -------------------------------------------------------------------------
@@ -139,9 +138,3 @@ class ZeroMQBroker(BaseBroker):
     async def settle(self, delivery: Delivery, settlement: Settlement) -> None:
         """See `listen`."""
         raise NotImplementedError("deliveries of a ZeroMQBroker are settled by worker kernels")
-
-
-def this_environment() -> Environment:
-    """Return the environment of this process, which its tasks will run in."""
-    minor = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    return Environment(sys.prefix, minor, sys.executable)

@@ -10,6 +10,7 @@ Ids travel as bytes; a token fences a lease: it is never handed out twice.
 from __future__ import annotations
 
 import enum
+import sys
 from collections.abc import Sequence
 from typing import Any, Union
 
@@ -55,6 +56,11 @@ class Environment(Wire, frozen=True):
     prefix: str
     minor: str
     executable: str = ""
+
+    @classmethod
+    def here(cls, executable: str = sys.executable) -> Environment:
+        """Return this process's; `executable` when another Python starts its workers."""
+        return cls(sys.prefix, f"{sys.version_info.major}.{sys.version_info.minor}", executable)
 
     @property
     def key(self) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import sqlite3
 import time
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -23,6 +23,11 @@ from nbtaskq.message import Buffer, TaskStatus
 
 #: Rows in one page.
 PAGE = 500
+
+T = TypeVar("T")
+
+#: a key and its row; no row for one whose bytes cannot be read
+Selected = tuple[Any, tuple[Any, ...] | None]
 
 _submission = msgspec.msgpack.Decoder(Submission)
 _outcome = msgspec.msgpack.Decoder(Outcome)
@@ -67,13 +72,7 @@ class PayloadReader:
         self, seqs: Iterable[int]
     ) -> dict[int, tuple[Submission, Sequence[Buffer]] | TaskCorrupt]:
         """Return what tasks are called with, by `seq`; what is damaged is a `TaskCorrupt`."""
-        found: dict[int, tuple[Submission, Sequence[Buffer]] | TaskCorrupt] = {}
-        for key, row in self._select(_PAYLOADS, seqs):
-            try:
-                found[key if row is None else row[0]] = self._payload(row)
-            except TaskCorrupt as error:
-                found[key if row is None else row[0]] = error
-        return found
+        return _each(self._select(_PAYLOADS, seqs), self._payload)
 
     def outcomes(
         self, task_ids: Iterable[bytes], values: bool, limit_bytes: int
@@ -85,18 +84,13 @@ class PayloadReader:
         """
         asked = list(task_ids)
         sql = _OUTCOMES.format(limit=-1 if values else int(limit_bytes), column="task_id")
-        found = {}
-        for key, row in self._select(sql, asked):
-            found[key if row is None else row[1]] = self._ending(key, row)
+        found = {key: self._ending(key, row) for key, row in self._select(sql, asked, column=1)}
         return [found[task_id] for task_id in asked if task_id in found]
 
     def outcomes_by_seq(self, seqs: Iterable[int]) -> dict[int, tuple[Outcome, Sequence[Buffer]]]:
         """Return how those of the tasks ended that have, with their values, by `seq`."""
         sql = _OUTCOMES.format(limit=-1, column="seq")
-        found = {}
-        for key, row in self._select(sql, seqs):
-            found[key if row is None else row[0]] = self._ending(b"", row)
-        return found
+        return {seq: self._ending(b"", row) for seq, row in self._select(sql, seqs)}
 
     def found(self, task_ids: Iterable[bytes]) -> dict[bytes, Found]:
         """Return row, status and checksum of those of the tasks that are stored."""
@@ -115,13 +109,7 @@ class PayloadReader:
         self, digests: Iterable[bytes]
     ) -> dict[bytes, tuple[bytes, tuple[bytes, ...]] | TaskCorrupt]:
         """Return those of the objects that are stored; what is damaged is a `TaskCorrupt`."""
-        found: dict[bytes, tuple[bytes, tuple[bytes, ...]] | TaskCorrupt] = {}
-        for key, row in self._select(_OBJECTS, digests):
-            try:
-                found[key if row is None else row[0]] = self._object(row)
-            except TaskCorrupt as error:
-                found[key if row is None else row[0]] = error
-        return found
+        return _each(self._select(_OBJECTS, digests), self._object)
 
     def outputs(self, task_id: bytes, after: int = -1, limit: int = PAGE) -> list[Piece]:
         """Return the pieces of a task's output behind number `after`, in order."""
@@ -173,10 +161,8 @@ class PayloadReader:
 
     # -- pages -----------------------------------------------------------------------------
 
-    def _select(
-        self, sql: str, keys: Iterable[Any]
-    ) -> Iterator[tuple[Any, tuple[Any, ...] | None]]:
-        """Return `(None, row)` for what is there, and `(key, None)` for what cannot be read."""
+    def _select(self, sql: str, keys: Iterable[Any], *, column: int = 0) -> Iterator[Selected]:
+        """Yield what is there by its key, which the row has in `column`."""
         for page in _pages(keys):
             try:
                 rows = self._connection.execute(_statement(sql, len(page)), page).fetchall()
@@ -186,11 +172,9 @@ class PayloadReader:
                 yield from self._one_by_one(sql, page)
             else:
                 for row in rows:
-                    yield None, row
+                    yield row[column], row
 
-    def _one_by_one(
-        self, sql: str, keys: Collection[Any]
-    ) -> Iterator[tuple[Any, tuple[Any, ...] | None]]:
+    def _one_by_one(self, sql: str, keys: Collection[Any]) -> Iterator[Selected]:
         """Go round a damaged page of the file: it shall cost only the rows that are in it."""
         for key in dict.fromkeys(keys):
             try:
@@ -201,7 +185,18 @@ class PayloadReader:
                 yield key, None
             else:
                 if row is not None:
-                    yield None, row
+                    yield key, row
+
+
+def _each(selected: Iterable[Selected], read: Callable[[Any], T]) -> dict[Any, T | TaskCorrupt]:
+    """Return what is read of each row; what is damaged costs no more than itself."""
+    found: dict[Any, T | TaskCorrupt] = {}
+    for key, row in selected:
+        try:
+            found[key] = read(row)
+        except TaskCorrupt as error:
+            found[key] = error
+    return found
 
 
 def _pages(keys: Iterable[Any]) -> Iterator[list[Any]]:

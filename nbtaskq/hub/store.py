@@ -26,8 +26,6 @@ from nbtaskq.hub.group import Group, Origins
 from nbtaskq.hub.history import Reader
 from nbtaskq.process import Lock
 
-__all__ = ["Completed", "Reader", "Store"]
-
 #: Seconds for which a group gathers: the start and the end of a short task share a commit, and
 #: the writer does not compete with the server thread while that passes the task on.
 GATHER = 0.001

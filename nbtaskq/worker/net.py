@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import sys
 import threading
 import time
 import traceback
@@ -194,12 +193,11 @@ class Net(threading.Thread):
     # -- what the hub says -----------------------------------------------------------------
 
     def _hello(self) -> p.Hello:
-        minor = f"{sys.version_info[0]}.{sys.version_info[1]}"
         return p.Hello(
             p.VERSION,
             p.Role.WORKER,
             self._session,
-            p.Environment(sys.prefix, minor, sys.executable),
+            p.Environment.here(),
             os.getpid(),
             name=self._place.worker_id,
             holding=[(task_id, token) for token, task_id in self._held.items()],

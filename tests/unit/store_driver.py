@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from nbtaskq.hub.actions import FinishTask, InsertTask, PutObject, StoredTask, StoreOp
+from nbtaskq.hub.history import Reader
 from nbtaskq.hub.protocol import Outcome, Submission
-from nbtaskq.hub.store import Reader, Store
+from nbtaskq.hub.store import Store
 from nbtaskq.message import Buffer, TaskStatus
 
 HERE = Path(__file__).parent
