@@ -41,12 +41,15 @@ def serve(workspace: Workspace) -> None:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
+    # a signal that comes just before the poll must end the poll, or the handler waits for it
+    signal.set_wakeup_fd(server.waker, warn_on_full_buffer=False)
     sys.setswitchinterval(SWITCH)
     gc.collect()
     gc.freeze()
     try:
         server.run()
     finally:
+        signal.set_wakeup_fd(-1)
         server.close()
 
 

@@ -144,6 +144,8 @@ class Link:
             except (msgspec.DecodeError, UnicodeDecodeError):
                 self.malformed += 1
                 continue
+            if self._state is _State.GREETING and not isinstance(message, (Welcome, Refused)):
+                continue  # of the last connection: what it gave was not in our hello
             self._obey(message)
             yield message, [_content(frame) for frame in frames[1:]]
 

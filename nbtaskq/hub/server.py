@@ -51,6 +51,11 @@ class HubServer:
         Where to bind; the folder of an ipc path must be private.
     store : Store
         Open, and not started.
+
+    Attributes
+    ----------
+    waker : int
+        Descriptor whose writing makes the loop turn; for `signal.set_wakeup_fd`.
     """
 
     def __init__(self, address: str, store: Store) -> None:
@@ -72,9 +77,9 @@ class HubServer:
         self._late: dict[bytes, deque[Send | Deliver]] = {}
         self._stopping = False
         self._heard = self._tick_from = now
-        self._wake, self._waker = os.pipe()
+        self._wake, self.waker = os.pipe()
         os.set_blocking(self._wake, False)
-        os.set_blocking(self._waker, False)
+        os.set_blocking(self.waker, False)
         self._deaf, self._open = zmq.Poller(), zmq.Poller()
         self._deaf.register(self._wake, zmq.POLLIN)
         self._open.register(self._wake, zmq.POLLIN)
@@ -96,7 +101,7 @@ class HubServer:
         self._router.close()
         self._store.close()
         os.close(self._wake)
-        os.close(self._waker)
+        os.close(self.waker)
 
     # -- one turn --------------------------------------------------------------------------
 
@@ -153,7 +158,7 @@ class HubServer:
     def _notify(self) -> None:
         """Wake the poll; a pipe that is full wakes it, too."""
         with contextlib.suppress(BlockingIOError):
-            os.write(self._waker, b"\0")
+            os.write(self.waker, b"\0")
 
     def _facts(self) -> dict[str, Any]:
         failed = self._store.failed

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import zmq
-from doubles import HubDouble, until
+from doubles import HubDouble
 
 from nbtaskq.errors import ProtocolMismatch
 from nbtaskq.hub.link import SILENCE, Link
@@ -27,6 +27,7 @@ from nbtaskq.hub.protocol import (
     Refused,
     Welcome,
 )
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -101,6 +102,17 @@ def test_after_each_reconnection_hello_comes_first(address: str) -> None:
         assert not peer.link.send(Fetch([b"lost"]))
     assert [welcome.epoch for welcome in welcomes] == [1, 2, 3, 4]
     peer.link.close()
+
+
+def test_what_comes_between_hello_and_welcome_is_of_the_past(address: str, peer: Peer) -> None:
+    with HubDouble(address) as hub:
+        drive(None, peer, lambda: hub.socket.poll(0), "hello")
+        who = hub.socket.recv_multipart()[0]
+        for message in (Recorded(1), Welcome(VERSION, 1, 1), Recorded(2)):
+            hub.send(who, message)
+        drive(None, peer, lambda: len(peer.got) == 2, "welcome and what follows")
+    assert [type(message) for message in peer.got] == [Welcome, Recorded]
+    assert peer.got[1].number == 2
 
 
 def test_buffers_of_all_sizes_pass_unchanged(address: str, peer: Peer) -> None:
