@@ -404,14 +404,16 @@ class TaskHandle(Generic[R]):
     def _load(self) -> tuple[Any, BaseException | None]:
         """Return value and error; loaded once."""
         if self._refused is not None:
-            return None, self._refused
+            return None, self._refused.with_traceback(None)
         if self._loaded is None:
             assert self._outcome is not None
             self._loaded = self._decode(self._outcome)
             self._buffers = ()
             if self._deliver is not None:
                 self._deliver(self._outputs, self._loaded[1])
-        return self._loaded
+        value, error = self._loaded
+        # a traceback grows with each raise: what is raised again shows only this time
+        return value, None if error is None else error.with_traceback(None)
 
     def _decode(self, outcome: Outcome) -> tuple[Any, BaseException | None]:
         parcel = Parcel(outcome.body, self._buffers)

@@ -50,9 +50,10 @@ class Portal:
         future = self.start(coroutine)
         try:
             return future.result(timeout)
-        except BaseException:
+        except BaseException as error:
             future.cancel()
-            raise
+            # one error may answer many calls; each shows its own lines, and not the portal's
+            raise error.with_traceback(None)  # noqa: B904
 
     def close(self) -> None:
         """Stop the loop and its thread."""

@@ -79,6 +79,16 @@ def test_the_own_exception_is_raised_with_the_remote_frames(broker: nq.InMemoryB
     assert isinstance(handle.exception(0), KeyError)
 
 
+def test_an_error_that_is_raised_again_shows_only_this_time(broker: nq.InMemoryBroker) -> None:
+    handle = broker.task(cell("def fail(): raise KeyError(1)")["fail"]).kiq()
+    depths = []
+    for _ in range(2):
+        with pytest.raises(KeyError) as raised:
+            handle.result(10)
+        depths.append(len(raised.traceback))
+    assert depths[0] == depths[1]
+
+
 def test_exiting_is_an_error_not_an_end(broker: nq.InMemoryBroker) -> None:
     leave = broker.task(cell("import sys\ndef leave(): sys.exit(3)")["leave"])
     with pytest.raises(SystemExit):
