@@ -6,8 +6,7 @@ import contextlib
 import os
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,23 +16,12 @@ import nbtaskq as nq
 from nbtaskq.client.current import set_current_broker
 from nbtaskq.launcher import running, stop_running
 from nbtaskq.workspace import Workspace
+from tests.waiting import until
 
 
 def pytest_configure() -> None:
     # user code of the tests must not find a workspace above the working folder
     os.environ.pop("NBTASKQ_WORKSPACE", None)
-
-
-def wait_until(condition: Callable[[], object], timeout: float = 15.0, what: str = "") -> object:
-    """Return what `condition` gives once it is true; fail after `timeout` seconds."""
-    end = time.monotonic() + timeout
-    while True:
-        found = condition()
-        if found:
-            return found
-        if time.monotonic() > end:
-            raise AssertionError(f"not within {timeout:g} s: {what or condition}")
-        time.sleep(0.01)
 
 
 def processes_of(workspace: Workspace) -> list[psutil.Process]:
@@ -76,9 +64,7 @@ def _workspace(folder: Path) -> Iterator[Workspace]:
                 broker.connection.close(1.0)
             if running(found) is not None:
                 stop_running(found)
-            wait_until(
-                lambda: not processes_of(found), 10.0, f"orphans of {folder}: {processes_of(found)}"
-            )
+            until(lambda: not processes_of(found), f"the processes of {folder} have ended")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from jupyter_client import BlockingKernelClient
 
 import nbtaskq as nq
 from nbtaskq.workspace import Workspace
-from tests.conftest import wait_until
+from tests.waiting import until
 
 
 def cell(source: str, **names: object) -> dict[str, object]:
@@ -84,7 +84,7 @@ def test_a_task_can_send_tasks(hub: Workspace) -> None:
 
 
 def test_a_console_attaches_to_an_idle_worker(hub: Workspace) -> None:
-    name = wait_until(lambda: nq.status().workers)[0]["name"]  # type: ignore[index]
+    name = until(lambda: nq.status().workers, "a worker is there")[0]["name"]
     client = BlockingKernelClient(connection_file=str(hub.connection_file(name)))
     client.load_connection_file()
     assert client.transport == "ipc"
@@ -132,7 +132,7 @@ def test_down_and_up_again_resumes_what_was_running(fresh_workspace: Workspace) 
     nq.up(2)
     slow = nq.task(cell("import time\ndef slow(i): time.sleep(0.3); return i")["slow"])
     batch = slow.map(range(12))
-    wait_until(lambda: batch.counts.get("succeeded", 0) >= 2)
+    until(lambda: batch.counts.get("succeeded", 0) >= 2, "two have ended")
     nq.down()
     assert not nq.status().running
     nq.up(2)

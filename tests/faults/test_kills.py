@@ -22,7 +22,8 @@ import pytest
 import nbtaskq as nq
 from nbtaskq.errors import TaskCrashed, TaskUncertain
 from nbtaskq.workspace import Workspace
-from tests.conftest import processes_of, wait_until
+from tests.conftest import processes_of
+from tests.waiting import until
 
 
 class Effects:
@@ -44,7 +45,7 @@ class Effects:
 
     def began(self, key: str) -> int:
         """Wait until a task has begun and return its worker's pid."""
-        return wait_until(lambda: self.pids(key), what=f"start of {key}")[-1]  # type: ignore[index]
+        return int(until(lambda: self.pids(key), f"{key} has begun")[-1])
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_a_killed_worker_returns_its_task_within_a_second(
     others.results(20)
     os.kill(pid, signal.SIGKILL)
     killed = time.monotonic()
-    wait_until(lambda: len(effects.pids("long")) == 2, 5.0, "the task runs again")
+    until(lambda: len(effects.pids("long")) == 2, "the task runs again")
     again = time.monotonic() - killed
     assert handle.result(20) == "long"
     assert again < 1.0
@@ -101,7 +102,7 @@ def test_a_killed_worker_returns_its_task_within_a_second(
     starts = Counter(key for what, key, _ in effects.lines() if what == "start")
     assert {key: n for key, n in starts.items() if n > 1} == {"long": 2}
     assert handle.facts.attempts == 2
-    wait_until(lambda: len(nq.status().workers) == 2, 10.0, "the worker is replaced")
+    until(lambda: len(nq.status().workers) == 2, "the worker is replaced")
 
 
 def test_a_task_that_kills_its_workers_is_told_why(
@@ -119,6 +120,27 @@ def test_a_task_that_kills_its_workers_is_told_why(
     assert neighbours.results(20) == [f"n{i}" for i in range(10)]
     assert len(effects.pids("poison")) == 2
     assert all(h.facts.attempts == 1 for h in neighbours)
+
+
+def test_arguments_that_kill_who_unpacks_them_end_their_task(
+    fresh_workspace: Workspace, main_module: dict[str, object]
+) -> None:
+    source = """
+    class Deadly:
+        def __setstate__(self, state):
+            import os
+            os.kill(os.getpid(), 9)
+
+        def __getstate__(self):
+            return {"x": 1}
+
+    def take(x): return x
+    """
+    exec(compile(textwrap.dedent(source), "<cell>", "exec"), main_module)
+    nq.up(1)
+    handle = nq.task(main_module["take"]).kiq(main_module["Deadly"]())  # type: ignore[arg-type,operator]
+    with pytest.raises(TaskCrashed, match="killed by signal 9"):
+        handle.result(20)
 
 
 def test_an_at_most_once_task_does_not_run_again(
@@ -159,10 +181,10 @@ def test_a_hub_killed_again_and_again_records_each_end_once(
     batches = []
     for round_ in range(5):
         batches.append(work.map([f"r{round_}-{i}" for i in range(100)], [0.002] * 100))
-        time.sleep(0.05)
-        os.kill(hub_pid(fresh_workspace), signal.SIGKILL)
+        until(lambda: any(h.done() for h in batches[-1]), "some have ended")
         pid = hub_pid(fresh_workspace)
-        wait_until(lambda pid=pid: hub_pid_or_none(fresh_workspace) not in (None, pid), 10.0)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda pid=pid: hub_pid_or_none(fresh_workspace) not in (None, pid), "another hub")
     for round_, batch in enumerate(batches):
         assert batch.results(30) == [f"r{round_}-{i}" for i in range(100)]
     frame = nq.history("work", limit=5000)
@@ -227,7 +249,7 @@ def test_no_process_is_left_after_down(fresh_workspace: Workspace) -> None:
     nq.up(2)
     assert len(processes_of(fresh_workspace)) >= 4
     nq.down()
-    wait_until(lambda: not processes_of(fresh_workspace), 5.0, "all processes have ended")
+    until(lambda: not processes_of(fresh_workspace), "all processes have ended", 5.0)
 
 
 @pytest.mark.parametrize("victim", ["supervisor", "hub", "worker"])
@@ -245,6 +267,4 @@ def test_no_orphan_stays_when_one_is_killed(
     os.kill(pids[victim], signal.SIGKILL)
     assert handle.result(30) == "here"  # whoever waits starts a dead supervisor again
     nq.down()
-    wait_until(
-        lambda: not processes_of(fresh_workspace), 5.0, f"left: {processes_of(fresh_workspace)}"
-    )
+    until(lambda: not processes_of(fresh_workspace), "all processes have ended", 5.0)

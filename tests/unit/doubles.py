@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import time
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 import zmq
 
 from nbtaskq.hub.protocol import VERSION, Hello, Pong, Welcome, Wire, decode_inbound, encode
+from nbtaskq.workspace import Workspace
+from tests.waiting import until
 
 M = TypeVar("M")
-LIMIT = 10.0
+
+#: what a child must have on its path to import nbtaskq
+ROOT = Path(__file__).parents[2]
 
 #: A worker that comes up, holds one task and started a process of its own.
 WORKER = """
@@ -53,20 +59,15 @@ signal.pause()
 """
 
 
-def until(condition: Callable[[], Any], what: str, limit: float = LIMIT) -> Any:
-    """Return the first true value of a condition; fail when it stays false."""
-    deadline = time.monotonic() + limit
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"within {limit} s never: {what}"
-        time.sleep(0.01)
-    return value
-
-
-def alive(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    return False
+@contextlib.contextmanager
+def workspace_with_stand_ins(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Workspace]:
+    """Give a workspace beside the modules `standin_worker` and `standin_hub`."""
+    (folder / "standin_worker.py").write_text(WORKER)
+    (folder / "standin_hub.py").write_text(HUB)
+    patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{folder}")
+    with tempfile.TemporaryDirectory() as short:  # pytest's folders are too long for sockets
+        patch.setenv("JUPYTER_RUNTIME_DIR", short)
+        yield Workspace.at(folder / ".nbtaskq").create()
 
 
 class HubDouble:

@@ -127,6 +127,10 @@ def crashed(folder: Path, script: str) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
+def truncate(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
 def fill(folder: Path) -> Path:
     """Leave a closed store with three unended and three ended tasks."""
     driver = Driver(folder)

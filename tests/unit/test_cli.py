@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from doubles import ROOT
 
-from nbtaskq import launcher, process
+from nbtaskq import launcher
 from nbtaskq.workspace import Workspace
 
-ROOT = Path(process.__file__).parent.parent
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

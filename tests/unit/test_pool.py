@@ -8,14 +8,13 @@ import os
 import select
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from doubles import WORKER, alive, until
+from doubles import workspace_with_stand_ins
 
 from nbtaskq import process
 from nbtaskq.hub.protocol import Died, Slot
@@ -24,18 +23,14 @@ from nbtaskq.worker.guard import Guard
 from nbtaskq.worker.pool import KEPT_LOGS, StartLimit, WorkerPool
 from nbtaskq.worker.resources import available_cpus, cpu_quota
 from nbtaskq.workspace import Workspace
-
-ROOT = Path(process.__file__).parent.parent
+from tests.waiting import alive, until
 
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
     """A workspace beside a folder of stand-in modules."""
-    (tmp_path / "standin_worker.py").write_text(WORKER)
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{tmp_path}")
-    with tempfile.TemporaryDirectory() as short:
-        monkeypatch.setenv("JUPYTER_RUNTIME_DIR", short)
-        yield Workspace.at(tmp_path / ".nbtaskq").create()
+    with workspace_with_stand_ins(tmp_path, monkeypatch) as found:
+        yield found
 
 
 class Driver:

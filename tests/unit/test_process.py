@@ -10,13 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from doubles import alive, until
+from doubles import ROOT
 
-from nbtaskq import process
 from nbtaskq.errors import HubAlreadyRunning
 from nbtaskq.process import Lock, describe_exit, spawn
-
-ROOT = Path(process.__file__).parent.parent
+from tests.waiting import alive, until
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,11 +10,11 @@ import pytest
 from store_driver import (
     Driver,
     crashed,
-    fill,
     finish,
     insert,
     noise,
     task_id,
+    truncate,
 )
 
 from nbtaskq.errors import TaskCorrupt
@@ -23,16 +22,6 @@ from nbtaskq.hub.actions import ChangeTask
 from nbtaskq.message import TaskStatus
 
 MB = 1 << 20
-
-
-@pytest.fixture
-def stored(tmp_path: Path) -> Path:
-    """The folder of a closed store with three unended and three ended tasks."""
-    return fill(tmp_path)
-
-
-def truncate(file: Path) -> None:
-    os.truncate(file, file.stat().st_size // 2)
 
 
 def edit(folder: Path, sql: str) -> None:

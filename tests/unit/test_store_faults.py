@@ -14,7 +14,6 @@ import pytest
 from store_driver import (
     Driver,
     environment,
-    fill,
     finish,
     insert,
     noise,
@@ -23,12 +22,6 @@ from store_driver import (
 from nbtaskq.errors import StoreError, TaskCorrupt
 
 MB = 1 << 20
-
-
-@pytest.fixture
-def stored(tmp_path: Path) -> Path:
-    """The folder of a closed store with three unended and three ended tasks."""
-    return fill(tmp_path)
 
 
 # -- kills ---------------------------------------------------------------------------------

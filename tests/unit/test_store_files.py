@@ -16,25 +16,15 @@ from store_driver import (
     Driver,
     crashed,
     environment,
-    fill,
     insert,
     noise,
+    truncate,
 )
 
 from nbtaskq.errors import StoreError
 from nbtaskq.hub.store import Store
 
 MB = 1 << 20
-
-
-@pytest.fixture
-def stored(tmp_path: Path) -> Path:
-    """The folder of a closed store with three unended and three ended tasks."""
-    return fill(tmp_path)
-
-
-def truncate(file: Path) -> None:
-    os.truncate(file, file.stat().st_size // 2)
 
 
 def cut_header(file: Path) -> None:

@@ -8,7 +8,6 @@ import os
 import signal
 import stat
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,26 +15,20 @@ from typing import Any
 
 import psutil
 import pytest
-from doubles import HUB, WORKER, HubDouble, alive, until
+from doubles import HubDouble, workspace_with_stand_ins
 
 from nbtaskq import launcher, process
 from nbtaskq.errors import BrokerUnreachable
 from nbtaskq.hub.protocol import Died, Hello, Order, Renew, Reply
 from nbtaskq.process import Lock
 from nbtaskq.workspace import Workspace
-
-ROOT = Path(process.__file__).parent.parent
+from tests.waiting import alive, until
 
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
     """A workspace beside a folder of stand-in modules; whatever runs there is gone afterwards."""
-    (tmp_path / "standin_worker.py").write_text(WORKER)
-    (tmp_path / "standin_hub.py").write_text(HUB)
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{tmp_path}")
-    with tempfile.TemporaryDirectory() as short:
-        monkeypatch.setenv("JUPYTER_RUNTIME_DIR", short)
-        workspace = Workspace.at(tmp_path / ".nbtaskq").create()
+    with workspace_with_stand_ins(tmp_path, monkeypatch) as workspace:
         yield workspace
         pid = launcher.running(workspace)
         launcher.stop_running(workspace)
@@ -312,7 +305,8 @@ def test_a_hub_that_cannot_start_is_tried_less_often_and_its_cause_can_be_raised
     monkeypatch.setenv("HUB_MOOD", "fatal")
     assert launcher.failure(workspace) is None
     start(workspace, workers=0)
-    until(lambda: workspace.log("hub").read_text().count("not a database") >= 5, "five tries")
+    log = workspace.log("hub")
+    until(lambda: log.exists() and log.read_text().count("not a database") >= 5, "five tries")
     count = workspace.log("hub").read_text().count("not a database")
     assert count <= 6
     error = launcher.failure(workspace)

@@ -68,13 +68,6 @@ class Hub:
                 self._serve(self.socket.recv_multipart())
         return found
 
-    def pump_away(self, until: Callable[[], Any], patience: float = PATIENCE) -> None:
-        """Wait without serving anybody."""
-        deadline = time.monotonic() + patience
-        while not until():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-
     def _serve(self, frames: list[bytes]) -> None:
         message = p.decode_inbound(frames[1])
         if not isinstance(message, p.Ping):

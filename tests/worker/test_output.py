@@ -10,6 +10,7 @@ from stand_in import Hub, Task
 
 from nbtaskq.hub import protocol as p
 from nbtaskq.message import TaskStatus
+from tests.waiting import until
 
 
 def test_a_task_that_prints_nothing_sends_nothing(hub: Hub) -> None:
@@ -314,7 +315,7 @@ def test_output_that_nobody_could_take_waits_for_the_hub(pair: tuple[Hub, Any]) 
     hub.assign(task)
     hub.pump(lambda: worker.recorder.slots())
     hub.unbind()
-    hub.pump_away(lambda: worker.recorder.settled)
+    until(lambda: worker.recorder.settled, "it has settled, while nobody listens")
     hub.bind()
     hub.pump(lambda: hub.verdict(task))
     assert Task(hub, task).text() == "spoken\n"
