@@ -16,7 +16,7 @@ _set_running_loop = asyncio._set_running_loop
 class Executor:
     """Runs functions right where the receiver runs; override to surround them.
 
-    `begin` … `end` enclose user code and nothing else; `end` is called for each `begin`.
+    `begin` … `end` enclose unpacking and user code; `end` is called for each `begin`.
     """
 
     def begin(self, delivery: Delivery, index: int) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from nbtaskq.abc import Delivery, Middleware, Serializer, Settlement
 from nbtaskq.abc.middleware import Verdict, overrides
-from nbtaskq.errors import SerializationError, TaskRejected
+from nbtaskq.errors import DependencyFailed, SerializationError, TaskRejected
 from nbtaskq.execution.executors import Executor
 from nbtaskq.hub.protocol import Flavor, Outcome, VerdictKind
 from nbtaskq.message import Message, Parcel, Result, TaskStatus
@@ -186,31 +186,35 @@ class Receiver:
         value: Any = None
         error: BaseException | None = None
         try:
-            function = self._function(delivery)
-            args, kwargs = self._arguments(delivery)
-            if self._hooks.pre_execute:
-                message = Message(
-                    delivery.task_id, delivery.task_name, delivery.labels, args, kwargs
-                )
-                for hook in self._hooks.pre_execute:
-                    message = yield from _step(hook(message))
-                args, kwargs = message.args, message.kwargs
+            # unpacking runs the user's code too: what dies of it must be known
             self._executor.begin(delivery, index)
-            begun = clock()
             try:
-                if delivery.flavor == Flavor.ASYNC:
-                    value = yield from _step(function(*args, **kwargs))
-                else:
-                    value = self._executor.run(function, args, kwargs)
-                    if isawaitable(value):
-                        value = yield value
+                function = self._function(delivery)
+                args, kwargs = self._arguments(delivery)
+                if self._hooks.pre_execute:
+                    message = Message(
+                        delivery.task_id, delivery.task_name, delivery.labels, args, kwargs
+                    )
+                    for hook in self._hooks.pre_execute:
+                        message = yield from _step(hook(message))
+                    args, kwargs = message.args, message.kwargs
+                begun = clock()
+                try:
+                    if delivery.flavor == Flavor.ASYNC:
+                        value = yield from _step(function(*args, **kwargs))
+                    else:
+                        value = self._executor.run(function, args, kwargs)
+                        if isawaitable(value):
+                            value = yield value
+                finally:
+                    seconds = clock() - begun
             finally:
-                seconds = clock() - begun
                 self._executor.executed(index)
                 self._executor.end(delivery, index)
-        except GeneratorExit:
-            raise
         except BaseException as caught:
+            # without a loop, this delivery is being abandoned; else user code has raised it
+            if isinstance(caught, GeneratorExit) and asyncio._get_running_loop() is None:
+                raise
             error = caught
         return (yield from self._verdict(message, value, error, (started, seconds)))
 
@@ -234,10 +238,11 @@ class Receiver:
         return known
 
     def _arguments(self, delivery: Delivery) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        results = {
-            task_id: self._serializer.loads(Parcel(outcome.body, buffers))
-            for task_id, (outcome, buffers) in delivery.results.items()
-        }
+        results = {}
+        for task_id, (outcome, buffers) in delivery.results.items():
+            if outcome.status != TaskStatus.SUCCEEDED:
+                raise DependencyFailed(f"the result of {task_id} is not there: {outcome.error}")
+            results[task_id] = self._serializer.loads(Parcel(outcome.body, buffers))
         args, kwargs = self._serializer.loads(delivery.parcel, results)
         return args, kwargs
 
@@ -345,7 +350,8 @@ def _summary(error: BaseException) -> str:
     except BaseException as caught:
         text = f"<its __str__ raised {type(caught).__name__}>"
     line = " ".join(text[:1000].split())
-    return f"{type(error).__name__}: {line}"[:500] if line else type(error).__name__
+    said = f"{type(error).__name__}: {line}"[:500] if line else type(error).__name__
+    return said.encode(errors="backslashreplace").decode()  # lone surrogates cannot be sent
 
 
 def _step(value: Any) -> Generator[Awaitable[Any], Any, Any]:

@@ -46,7 +46,7 @@ class Surroundings(NamedTuple):
 class KernelExecutor(Executor):
     """Runs functions on the main thread of a worker kernel.
 
-        prepare → (unpack) → begin → user code → executed → end → (pack) → release
+        prepare → begin → (unpack) → user code → executed → end → (pack) → release
 
     Parameters
     ----------
@@ -82,6 +82,8 @@ class KernelExecutor(Executor):
         if last is not None:
             self._tidy(last)
         task_id = delivery.task_id.encode()
+        if not self._runs:
+            self._recorder.forget_output()
         run = Run(task_id, delivery.token, index, time.time(), delivery.attempt)
         self._recorder.begin(index, task_id, run.token, run.started)
         self._slots[index] = self._runs[run.token] = run

@@ -160,6 +160,10 @@ class Recorder:
         self._map[_RING_AT : _RING_AT + len(rest)] = rest
         self._words[_WRITTEN] = written + len(kept)
 
+    def forget_output(self) -> None:
+        """Empty the ring: what was written is not of the task that begins now."""
+        self._words[_WRITTEN] = 0
+
     def tail(self, lines: int = 50) -> str:
         """Return the last lines of output."""
         written = self._words[_WRITTEN]
