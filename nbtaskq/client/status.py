@@ -25,7 +25,10 @@ class Status:
         self._workspace = workspace
         self._answer = answer or {}
         self.running = answer is not None
-        self.workers: list[dict[str, Any]] = self._answer.get("workers", [])
+        self.workers: list[dict[str, Any]] = sorted(
+            self._answer.get("workers", []),
+            key=lambda worker: (len(worker["name"]), worker["name"]),
+        )
         self.tasks: dict[str, int] = self._answer.get("tasks", {})
 
     @property
