@@ -254,18 +254,15 @@ class Receiver:
         times: tuple[float, float],
     ) -> Steps:
         """Run the hooks behind the function and make the verdict."""
-        if error is None and not self._hooks.post_execute:
+        parcel = Parcel(b"")
+        if error is None:
             try:
                 parcel = self._dump(value)
             except SerializationError as caught:
                 error = caught
             else:
-                return _settled(message, TaskStatus.SUCCEEDED, parcel, times)
-        elif error is None:
-            try:
-                parcel = self._dump(value)
-            except SerializationError as caught:
-                error = caught
+                if not self._hooks.post_execute:
+                    return _settled(message, TaskStatus.SUCCEEDED, parcel, times)
         result: Result[Any] = Result(
             is_err=error is not None,
             return_value=value if error is None else None,
@@ -284,9 +281,12 @@ class Receiver:
             except Exception as caught:
                 caught.add_note(f"raised by the hook {_name_of(hook)}")
                 error = error or caught
-        if error is None:
-            if result.return_value is not value:
+        if error is None and result.return_value is not value:
+            try:
                 parcel = self._dump(result.return_value)
+            except SerializationError as caught:
+                error = caught
+        if error is None:
             return _settled(message, TaskStatus.SUCCEEDED, parcel, times)
         return self._failure(message, error, times)
 

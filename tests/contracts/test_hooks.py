@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import nbtaskq as nq
-from nbtaskq.errors import SendError, TaskDefinitionError
+from nbtaskq.errors import SendError, SerializationError, TaskDefinitionError
 
 
 class Tracing(nq.Middleware):
@@ -186,6 +186,24 @@ def test_a_raising_hook_ends_the_task_with_its_error(broker: nq.InMemoryBroker) 
 
     with pytest.raises(RuntimeError, match="hook broke"):
         add.kiq(1).result(10)
+
+
+def test_a_hook_that_puts_an_unsendable_value_into_the_result_fails_the_task_alone(
+    broker: nq.InMemoryBroker,
+) -> None:
+    class Spoils(nq.Middleware):
+        def post_execute(self, message: nq.Message, result: nq.Result[Any]) -> None:
+            if message.labels.get("spoil"):
+                result.return_value = (i for i in range(3))
+
+    @broker.task
+    def one() -> int:
+        return 1
+
+    broker.with_middlewares(Spoils())
+    with pytest.raises(SerializationError, match="generator"):
+        one.kicker().with_labels(spoil=True).kiq().result(10)
+    assert one.kiq().result(10) == 1
 
 
 def test_what_is_no_middleware_is_refused(broker: nq.InMemoryBroker) -> None:
