@@ -10,8 +10,11 @@
 
 The layers, each importing only from those to its left:
 
-    errors, message, workspace, process → hub → abc → serializers, middlewares → client, frames
-    → execution → brokers → worker → supervisor → session → notebook, cli
+    errors, message, filesystems, workspace, process, launcher → hub → abc
+    → serializers, middlewares → client, frames → execution → brokers → worker
+    → supervisor → session → notebook, cli
+
+A task's way: `client` → `brokers` → `hub` → `worker` → `execution`, and its end the way back.
 """
 
 from __future__ import annotations

@@ -20,16 +20,10 @@ from functools import cached_property
 from pathlib import Path
 
 from nbtaskq.errors import WorkspaceError
+from nbtaskq.filesystems import file_system, is_network
 
 NAME = ".nbtaskq"
 VARIABLE = "NBTASKQ_WORKSPACE"
-MOUNTS = Path("/proc/mounts")
-
-#: SQLite's locks and shared files cannot be relied on here.
-NETWORK = frozenset(
-    {"9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "glusterfs", "gpfs", "lustre"}
-    | {"ncpfs", "nfs", "nfs4", "orangefs", "pvfs2", "smb2", "smb3", "smbfs", "vboxsf"}
-)
 
 #: The kernel's limit for a socket's path is 104 to 108 bytes.
 LONGEST_SOCKET = 100
@@ -293,7 +287,7 @@ def _trouble(folder: Path) -> str:
     if not os.access(ground, os.W_OK):
         return "is read-only"
     kind = file_system(ground)
-    return f"is on a network file system ({kind})" if _is_network(kind) else ""
+    return f"is on a network file system ({kind})" if is_network(kind) else ""
 
 
 def _state_folder() -> Path:
@@ -301,30 +295,7 @@ def _state_folder() -> Path:
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     own = Path(os.path.realpath(base)) / "nbtaskq"
     host = Path(f"/var/tmp/nbtaskq-{os.getuid()}")
-    if _is_network(file_system(own)) and not _is_network(file_system(host)):
+    if is_network(file_system(own)) and not is_network(file_system(host)):
         private_folder(host)
         return host
     return own
-
-
-def _is_network(kind: str) -> bool:
-    return kind in NETWORK or kind.startswith("fuse.")
-
-
-def file_system(path: Path) -> str:
-    """Return the type of the file system that holds a path, `""` where there is no telling."""
-    real = os.path.realpath(path)
-    best, kind = "", ""
-    with contextlib.suppress(OSError):
-        for line in MOUNTS.read_text().splitlines():
-            point, found = _mount(line)
-            inside = real == point or real.startswith(point.rstrip("/") + "/")
-            if inside and len(point) >= len(best):
-                best, kind = point, found
-    return kind
-
-
-def _mount(line: str) -> tuple[str, str]:
-    fields = line.split()
-    # blanks and backslashes in a mount point are written as octal escapes
-    return fields[1].encode().decode("unicode_escape"), fields[2]

@@ -14,7 +14,7 @@ import nbtaskq
 ROOT = Path(nbtaskq.__file__).parent
 
 LAYERS: list[set[str]] = [
-    {"errors", "message", "workspace", "process", "launcher"},
+    {"errors", "message", "filesystems", "workspace", "process", "launcher"},
     {"hub"},
     {"abc"},
     {"serializers", "middlewares"},

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nbtaskq import workspace as module
+from nbtaskq import filesystems as module
 from nbtaskq.errors import WorkspaceError
 from nbtaskq.workspace import Workspace
 
