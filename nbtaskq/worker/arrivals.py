@@ -3,15 +3,55 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from nbtaskq.abc import Delivery
-from nbtaskq.message import Buffer
+from nbtaskq.abc import Delivery, Settlement
+from nbtaskq.hub import protocol as p
+from nbtaskq.message import Buffer, Parcel, TaskStatus
 from nbtaskq.worker.codes import Codes
 
 
+def unpacked(
+    message: p.Assign, frames: Sequence[Buffer]
+) -> Iterator[tuple[p.Assignment, Delivery]]:
+    """Yield what the hub assigned, each with the buffers that are its own."""
+    position = 0
+    for task in message.tasks:
+        buffers = p.take(frames, position, task.buffers)
+        position += task.buffers
+        results: dict[str, tuple[p.Outcome, Sequence[Buffer]]] = {}
+        for outcome in task.results:
+            own = p.take(frames, position, outcome.buffers)
+            position += outcome.buffers
+            results[outcome.task_id.decode()] = outcome, own
+        yield (
+            task,
+            Delivery(
+                task.task_id.decode(),
+                task.name,
+                p.decode_labels(task.labels),
+                Parcel(task.body, buffers, needs=tuple(results)),
+                task.token,
+                task.attempt,
+                p.Flavor(task.flavor),
+                None,
+                results,
+            ),
+        )
+
+
+def without_code(delivery: Delivery) -> Settlement:
+    """Return the verdict on a delivery whose function nobody has."""
+    error = (
+        f"the hub has not stored the function of {delivery.task_name!r}; "
+        "send the task again, which sends its function too"
+    )
+    outcome = p.Outcome(delivery.task_id.encode(), TaskStatus.REJECTED, error=error)
+    return Settlement(p.VerdictKind.REJECT, outcome)
+
+
 class Arrivals:
-    """Used by the net thread alone."""
+    """Puts deliveries and the objects of their functions together; for the net thread alone."""
 
     def __init__(self) -> None:
         self._codes = Codes()

@@ -24,8 +24,8 @@ from nbtaskq.abc import Delivery, Settlement
 from nbtaskq.errors import ProtocolMismatch
 from nbtaskq.hub import protocol as p
 from nbtaskq.hub.link import BEAT, Link
-from nbtaskq.message import Buffer, Parcel, TaskStatus
-from nbtaskq.worker.arrivals import Arrivals
+from nbtaskq.message import Buffer
+from nbtaskq.worker.arrivals import Arrivals, unpacked, without_code
 from nbtaskq.worker.inbox import Inbox
 from nbtaskq.worker.output import TaskOutput
 from nbtaskq.worker.recorder import Recorder
@@ -223,18 +223,10 @@ class Net(threading.Thread):
             self._held.pop(token, None)
 
     def _assign(self, message: p.Assign, frames: list[Buffer]) -> None:
-        position = 0
-        for task in message.tasks:
-            buffers = p.take(frames, position, task.buffers)
-            position += task.buffers
-            results: dict[str, tuple[p.Outcome, Sequence[Buffer]]] = {}
-            for outcome in task.results:
-                own = p.take(frames, position, outcome.buffers)
-                position += outcome.buffers
-                results[outcome.task_id.decode()] = outcome, own
+        for task, delivery in unpacked(message, frames):
             if task.token not in self._held:
                 self._held[task.token] = task.task_id
-                self._arrivals.add(_delivery(task, buffers, results), task.code)
+                self._arrivals.add(delivery, task.code)
 
     def _recall(self, link: Link, tokens: set[int]) -> None:
         given_back = self._inbox.recall(tokens) | self._arrivals.recall(tokens)
@@ -256,7 +248,7 @@ class Net(threading.Thread):
         if ready:
             self._inbox.put(ready)
         for delivery in lost:
-            self._verdicts.add([(delivery, _without_code(delivery))], None)
+            self._verdicts.add([(delivery, without_code(delivery))], None)
         if wanted and link.send(p.Fetch(wanted)):
             self._arrivals.asked(wanted)
 
@@ -304,33 +296,6 @@ class Net(threading.Thread):
         if runs and link.send(p.Started([(r.task_id, r.token, r.started) for r in runs])):
             for run in runs:
                 run.announced = True
-
-
-def _delivery(
-    task: p.Assignment,
-    buffers: Sequence[Buffer],
-    results: dict[str, tuple[p.Outcome, Sequence[Buffer]]],
-) -> Delivery:
-    return Delivery(
-        task.task_id.decode(),
-        task.name,
-        p.decode_labels(task.labels),
-        Parcel(task.body, buffers, needs=tuple(results)),
-        task.token,
-        task.attempt,
-        p.Flavor(task.flavor),
-        None,
-        results,
-    )
-
-
-def _without_code(delivery: Delivery) -> Settlement:
-    error = (
-        f"the hub has not stored the function of {delivery.task_name!r}; "
-        "send the task again, which sends its function too"
-    )
-    outcome = p.Outcome(delivery.task_id.encode(), TaskStatus.REJECTED, error=error)
-    return Settlement(p.VerdictKind.REJECT, outcome)
 
 
 def _parts(notes: Iterable[p.Note]) -> Iterable[list[p.Note]]:
