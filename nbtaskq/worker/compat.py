@@ -54,6 +54,20 @@ def without_debugger() -> Iterator[None]:
         del sys.modules["debugpy"]
 
 
+@contextlib.contextmanager
+def without_fork_pipe() -> Iterator[None]:
+    """Build a kernel that listens on no TCP port.
+
+    Its iopub thread would, for what forks of the process display; here they display nothing.
+    """
+    before = IOPubThread._setup_pipe_in
+    IOPubThread._setup_pipe_in = lambda _: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        IOPubThread._setup_pipe_in = before  # type: ignore[method-assign]
+
+
 def plain_progress_bars(shell: Any) -> None:
     """Let `tqdm.auto` choose text bars: nobody answers widgets in a worker.
 

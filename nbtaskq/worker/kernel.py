@@ -39,6 +39,7 @@ from nbtaskq.worker.compat import (
     service_threads,
     shell_guard,
     without_debugger,
+    without_fork_pipe,
 )
 from nbtaskq.worker.descriptors import Descriptors
 from nbtaskq.worker.environment import Environment
@@ -154,8 +155,12 @@ def make_app(options: Options, outputs: Outputs) -> WorkerApp:
         log_level=logging.CRITICAL,
         config=Config({"HistoryManager": {"enabled": False}}),
     )
-    with without_debugger():
-        app.initialize([])  # type: ignore[no-untyped-call]
+    mask = os.umask(0o077)  # for the sockets; tasks get the user's
+    try:
+        with without_debugger(), without_fork_pipe():
+            app.initialize([])  # type: ignore[no-untyped-call]
+    finally:
+        os.umask(mask)
     plain_progress_bars(app.kernel.shell)
     outputs.exempt |= service_threads(app)
     return app

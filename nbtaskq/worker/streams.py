@@ -28,6 +28,8 @@ class TaskSession(Session):
         self, stream: Any, msg_or_type: Any, content: Any = None, *rest: Any, **options: Any
     ) -> Any:
         """Send a message, or take it as output of the task that is running."""
+        if self.outputs.child and is_iopub(stream):
+            return None  # a fork must not touch the sockets of its parent
         given = isinstance(msg_or_type, dict)
         kind = msg_or_type["header"]["msg_type"] if given else msg_or_type
         if kind in OUTPUT_TYPES and is_iopub(stream):
