@@ -42,7 +42,27 @@ def ensure_running(
         The Python of supervisor, hub and workers.
     idle : float, optional
         Seconds without work and clients after which it ends.
+
+    Raises
+    ------
+    WorkspaceError
+        The workspace cannot be used.
+    BrokerUnreachable
+        No process can be started.
     """
+    try:
+        return _ensure_running(workspace, workers, executable, idle)
+    except NbTaskQError:
+        raise
+    except OSError as error:
+        raise BrokerUnreachable(
+            f"No hub can be started for {workspace.folder} with {executable}: {error}"
+        ) from error
+
+
+def _ensure_running(
+    workspace: Workspace, workers: int | None, executable: str, idle: float | None
+) -> bool:
     workspace.create()
     lock = Lock(workspace.supervisor_lock)
     try:

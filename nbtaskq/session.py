@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from nbtaskq.brokers.base import Registry
 from nbtaskq.brokers.zeromq import ZeroMQBroker
+from nbtaskq.client import asking
 from nbtaskq.client.attach import attached_batch, attached_handle
 from nbtaskq.client.batch import Batch
 from nbtaskq.client.current import current_broker, known_broker, set_current_broker, set_factory
+from nbtaskq.client.definition import check_name
 from nbtaskq.client.handle import TaskHandle
-from nbtaskq.client.portal import portal
 from nbtaskq.client.status import Status
 from nbtaskq.client.task import Task
 from nbtaskq.errors import (
     AmbiguousTask,
     BrokerUnreachable,
     NbTaskQError,
+    StoreError,
     UnknownTask,
     WorkerStartError,
 )
@@ -42,14 +44,17 @@ R = TypeVar("R")
 
 #: seconds that workers get to come up
 READY_TIMEOUT = 20.0
-#: seconds that a question to the hub may take
-ANSWER_TIMEOUT = 5.0
 
 _shared = Registry()
 
 
 def notebook_identity() -> str:
     """Return what this notebook's tasks are stored under and found again by."""
+    # the name of a folder may hold bytes that are no text, which cannot be sent
+    return _identity().encode(errors="backslashreplace").decode()
+
+
+def _identity() -> str:
     named = os.environ.get("JPY_SESSION_NAME")
     if named:
         return named
@@ -94,6 +99,8 @@ def task(function: Any = None, /, **labels: Any) -> Any:
     """
     if callable(function):
         return _shared.add(Task(function, None, None, labels))
+    if function is not None:
+        check_name(function)
     return lambda f: _shared.add(Task(f, None, function, labels))
 
 
@@ -111,14 +118,9 @@ def _hub() -> ZeroMQBroker:
     return broker
 
 
-def ask(verb: str, body: Any = None, timeout: float = ANSWER_TIMEOUT) -> Any:
+def ask(verb: str, body: Any = None, timeout: float = asking.ANSWER_TIMEOUT) -> Any:
     """Ask or order something of the hub, and start it if there is none."""
-    try:
-        return portal.run(_hub().control(verb, body), timeout)
-    except TimeoutError:
-        raise BrokerUnreachable(
-            f"the hub did not answer {verb!r} within {timeout:g} s; see `nbtaskq logs`"
-        ) from None
+    return asking.ask(_hub(), verb, body, timeout)
 
 
 def up(workers: int | None = None) -> Status:
@@ -190,7 +192,7 @@ def down(force: bool = False) -> Status:
     workspace.mark_down()
     try:
         ask("down", {"force": force})
-    except BrokerUnreachable:
+    except (BrokerUnreachable, StoreError):  # there is no hub that could be asked
         stop_running(workspace)
     except NbTaskQError:
         workspace.clear_down()

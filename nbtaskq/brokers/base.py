@@ -10,10 +10,11 @@ from typing import Any, ParamSpec, Self, TypeVar, overload
 
 from nbtaskq.abc import Broker, Envelope, Middleware, Serializer, Watcher
 from nbtaskq.abc.middleware import overrides
+from nbtaskq.client.definition import check_name
 from nbtaskq.client.task import Task
 from nbtaskq.errors import TaskDefinitionError
 from nbtaskq.hub.protocol import Outcome, Submission, encode_labels
-from nbtaskq.message import Buffer, Event
+from nbtaskq.message import Buffer, Event, Message
 from nbtaskq.middlewares import SimpleRetryMiddleware
 from nbtaskq.serializers.default import DillSerializer
 
@@ -64,6 +65,8 @@ class BaseBroker(Broker):
         """Make a function a task of this broker: `@b.task`, `@b.task("name", priority=1)`."""
         if callable(function):
             return self.register_task(function, **labels)
+        if function is not None:
+            check_name(function)
         return lambda f: self.register_task(f, task_name=function, **labels)
 
     def register_task(
@@ -198,7 +201,7 @@ def submission_of(envelope: Envelope) -> Submission:
     return Submission(
         message.task_id.encode(),
         message.task_name,
-        encode_labels(message.labels),
+        _labels_of(message),
         parcel.body,
         len(parcel.buffers),
         envelope.frozen.digest if envelope.frozen is not None else b"",
@@ -211,6 +214,16 @@ def submission_of(envelope: Envelope) -> Submission:
         envelope.batch,
         envelope.place,
     )
+
+
+def _labels_of(message: Message) -> bytes:
+    try:
+        return encode_labels(message.labels)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TaskDefinitionError(
+            f"the labels of {message.task_name} cannot be sent: {error}. Labels are numbers of up "
+            "to 64 bits, texts, bytes, None, dates, and lists and dicts of these"
+        ) from error
 
 
 def _same_place(one: Callable[..., Any], other: Callable[..., Any]) -> bool:

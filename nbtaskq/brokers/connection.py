@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import select
 import sys
@@ -47,6 +48,8 @@ BATCH_BYTES = 4 << 20
 #: seconds without a hub after which one is started, and after which waiting is in vain
 START_AFTER = 0.3
 UNREACHABLE_AFTER = 5.0
+#: seconds for which new work ends for the same reason as the work before it
+FRESH = 2.0
 #: seconds that the interpreter's end waits for the outbox
 EXIT_TIMEOUT = 5.0
 #: ids in one question
@@ -160,6 +163,7 @@ class Connection:
         self._wanted = False
         self._welcome = threading.Event()
         self._lost_since = time.monotonic()
+        self._troubled_at = -math.inf
         self._start_at = 0.0
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -170,7 +174,8 @@ class Connection:
     def put(self, packets: Sequence[Packet], timeout: float) -> None:
         """Hand messages over; their watchers hear the rest."""
         self._ensure_thread()
-        self._wanted = not self._welcome.is_set()
+        if not self._welcome.is_set():
+            self._hope()
         watched = self._watched
         for packet in packets:
             if packet.chosen_id:
@@ -218,6 +223,12 @@ class Connection:
             message = p.Cancel(request, [task_id.encode() for task_id in body])
         else:
             message = p.Control(request, verb, body)
+        try:
+            p.encode(message)
+        except (TypeError, ValueError, OverflowError) as error:  # lone surrogates, foreign types
+            raise NbTaskQError(
+                f"{verb!r} cannot ask the hub about {body!r:.200}: {error}"
+            ) from error
 
         def ask() -> None:
             self._asked[request] = message, future
@@ -232,6 +243,8 @@ class Connection:
     def wait_welcome(self, timeout: float) -> None:
         """Wait until the hub has answered; raise why it has not."""
         self._ensure_thread()
+        if not self._welcome.is_set():
+            self._hope(again=True)
         end = time.monotonic() + timeout
         while not self._welcome.wait(0.1):
             if self.trouble is not None:
@@ -241,6 +254,15 @@ class Connection:
                     f"the hub of {self.workspace.folder} has not answered for {timeout:g} s; "
                     "see `nbtaskq logs`"
                 )
+
+    def _hope(self, *, again: bool = False) -> None:
+        """Let the hub be started, and forget why it was not there unless that is fresh."""
+        self._wanted = True
+        old = time.monotonic() - self._troubled_at > FRESH
+        if self.trouble is not None and (again or old or self.workspace.is_down):
+            self.trouble = None
+            self._lost_since = time.monotonic()
+            self._start_at = 0.0
 
     def close(self, timeout: float = EXIT_TIMEOUT) -> int:
         """Send what is left and end the thread; return how many messages were not accepted."""
@@ -264,12 +286,13 @@ class Connection:
             )
 
     def _ensure_thread(self) -> None:
-        if self._thread is not None and self._pid == os.getpid():
+        thread = self._thread
+        if thread is not None and thread.is_alive() and self._pid == os.getpid():
             return
         with self._lock:
             if self._pid != os.getpid():
                 self._reset()  # a forked child is a session of its own
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._wake_in, self._wake_out = os.pipe()
                 os.set_blocking(self._wake_in, False)
                 os.set_blocking(self._wake_out, False)
@@ -305,6 +328,12 @@ class Connection:
         try:
             while not self._closing:
                 self._round(poller)
+        except Exception as error:
+            # who waits must not wait for ever; the next use starts another thread
+            failed = BrokerUnreachable(f"the connection to the hub failed here: {error!r}")
+            failed.__cause__ = error
+            self._give_up(failed)
+            raise
         finally:
             self._link.close(0.2)
             self._fail_questions(BrokerUnreachable("this client has been shut down"))
@@ -365,7 +394,7 @@ class Connection:
             return
         try:
             ensure_running(self.workspace, self._workers, executable=self._environment.executable)
-        except (NbTaskQError, OSError) as error:
+        except NbTaskQError as error:
             self._give_up(error)
 
     def _reason(self) -> BaseException:
@@ -381,6 +410,7 @@ class Connection:
 
     def _give_up(self, error: BaseException) -> None:
         self.trouble = error
+        self._troubled_at = time.monotonic()
         self._fail_questions(error)
 
     def _fail_questions(self, error: BaseException) -> None:
@@ -461,7 +491,8 @@ class Connection:
             self._sent[number] = sent._replace(doubtful=again)
             self._send(number, sent, again=again)
         pending = {s.submission.task_id for sent in self._sent.values() for s in sent.packets}
-        pending |= {packet.submission.task_id for packet in self._outbox.waiting}
+        # a copy, because other threads go on sending
+        pending |= {packet.submission.task_id for packet in list(self._outbox.waiting)}
         known = [key for key in list(self._watched) if key not in pending]
         for start in range(0, len(known), IDS_PER_GET):
             self._link.send(p.Get(known[start : start + IDS_PER_GET]))

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
+from nbtaskq.client.asking import ask
 from nbtaskq.client.handle import NUDGE, TaskHandle
-from nbtaskq.client.portal import portal
 from nbtaskq.errors import ResultTimeout
 from nbtaskq.message import TaskStatus
 
@@ -122,7 +122,7 @@ class Batch(Sequence[TaskHandle[R]], Generic[R]):
         if not waiting:
             return {}
         ids = [handle.task_id for handle in waiting]
-        words = portal.run(waiting[0]._broker.control("cancel", ids), timeout)
+        words = ask(waiting[0]._broker, "cancel", ids, timeout)
         return dict(Counter(words.values()))
 
     def to_frame(self, wait: bool = True, timeout: float | None = None) -> pd.DataFrame:

@@ -7,9 +7,12 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from nbtaskq.client.options import read_options
+from nbtaskq.client.options import is_text, read_options
 from nbtaskq.errors import TaskArgumentError, TaskDefinitionError
 from nbtaskq.hub.protocol import Flavor
+
+#: characters of a task's name
+LONGEST_NAME = 1000
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,7 +45,8 @@ class Definition(Generic[P, R]):
             )
         read_options(labels)
         self.function = function
-        self.task_name = task_name or name_of(function)
+        self.task_name = name_of(function) if task_name is None else task_name
+        check_name(self.task_name)
         self.labels = dict(labels)
         self.flavor = Flavor.ASYNC if is_async(function) else Flavor.SYNC
         try:
@@ -60,6 +64,15 @@ class Definition(Generic[P, R]):
             raise TaskArgumentError(
                 f"{self.task_name}{self.signature} was called wrongly: {error}; nothing was sent"
             ) from None
+
+
+def check_name(name: object) -> None:
+    """Raise `TaskDefinitionError` for what is no name of a task."""
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not is_text(name):
+        raise TaskDefinitionError(
+            f"a task's name is a text of 1 to {LONGEST_NAME} characters, not {name!r:.80}; "
+            "write @nq.task or @nq.task('name', option=value)"
+        )
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import logging
 import reprlib
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from nbtaskq.client.asking import ask
 from nbtaskq.client.output import TaskOutput
-from nbtaskq.client.portal import portal
 from nbtaskq.errors import (
     BrokerUnreachable,
     DependencyFailed,
@@ -54,6 +55,7 @@ _ENDS: dict[TaskStatus, type[TaskError]] = {
 }
 
 _lock = threading.Lock()
+_log = logging.getLogger("nbtaskq.client")
 
 
 class TaskHandle(Generic[R]):
@@ -318,8 +320,18 @@ class TaskHandle(Generic[R]):
         return self._passed("done")
 
     def add_done_callback(self, call: Callable[[TaskHandle[R]], Any]) -> None:
-        """Call `call(handle)` once the task has ended, from another thread; at once if it has."""
-        self._when("done", lambda: call(self))
+        """Call `call(handle)` once the task has ended, from another thread; at once if it has.
+
+        What it raises is logged.
+        """
+
+        def ended() -> None:
+            try:
+                call(self)
+            except Exception:  # not ours: the thread that calls it serves others too
+                _log.exception("The callback %r of %s raised.", call, self.task_name)
+
+        self._when("done", ended)
 
     def cancel(self, timeout: float = 5.0) -> str:
         """End the task if it has not begun.
@@ -331,7 +343,7 @@ class TaskHandle(Generic[R]):
         """
         if self._passed("done"):
             return "too_late"
-        words = portal.run(self._broker.control("cancel", [self.task_id]), timeout)
+        words = ask(self._broker, "cancel", [self.task_id], timeout)
         return str(words[self.task_id])
 
     # -- facts -----------------------------------------------------------------------------
@@ -390,7 +402,7 @@ class TaskHandle(Generic[R]):
             return
         while True:
             body = {"task_id": self.task_id, "after": after}
-            pieces = portal.run(self._broker.control("output", body), 5.0)
+            pieces = ask(self._broker, "output", body)
             if not pieces:
                 return
             self._notes.update(pieces)

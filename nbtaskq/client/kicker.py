@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from nbtaskq.client.batch import Batch
 from nbtaskq.client.current import current_broker
-from nbtaskq.client.options import read_options
+from nbtaskq.client.options import is_text, read_options
 from nbtaskq.client.sending import Call, Plan, calls_of_map, calls_of_sweep, send
 from nbtaskq.errors import TaskArgumentError, TaskDefinitionError
 
@@ -38,7 +38,8 @@ class Kicker(Generic[P, R]):
 
     def with_task_id(self, task_id: str) -> Kicker[P, R]:
         """Return a kicker that sends under this id; sending it twice stores it once."""
-        if not isinstance(task_id, str) or not 0 < len(task_id.encode()) <= 200:
+        known = isinstance(task_id, str) and is_text(task_id)
+        if not known or not 0 < len(task_id.encode()) <= 200:
             raise TaskDefinitionError(
                 f"a task id is a string of 1 to 200 bytes, not {task_id!r:.80}"
             )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from nbtaskq.errors import TaskDefinitionError
 from nbtaskq.message import OPTION_LABELS, UNSUPPORTED_LABELS, AckType
+
+#: of all priorities, and of their negatives
+HIGHEST = 2**31 - 1
 
 
 class SendOptions(NamedTuple):
@@ -34,6 +38,15 @@ def read_options(labels: Mapping[str, Any]) -> SendOptions:
     )
 
 
+def is_text(text: str) -> bool:
+    """Whether a text can be sent: one with lone surrogates cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _check(name: str, value: Any) -> None:
     if name in UNSUPPORTED_LABELS:
         raise TaskDefinitionError(
@@ -49,8 +62,18 @@ def _check(name: str, value: Any) -> None:
     if not isinstance(value, types) or isinstance(value, bool):
         wanted = " or ".join(t.__name__ for t in types)
         raise TaskDefinitionError(f"the option {name!r} takes {wanted}, not {value!r}")
-    if name in ("delay", "expires", "max_retries") and value < 0:  # type: ignore[operator]
+    _check_range(name, value)
+
+
+def _check_range(name: str, value: Any) -> None:
+    if name in ("delay", "expires") and not math.isfinite(value):
+        raise TaskDefinitionError(f"the option {name!r} takes seconds, not {value!r}")
+    if name in ("delay", "expires", "max_retries") and value < 0:
         raise TaskDefinitionError(f"the option {name!r} cannot be negative: {value!r}")
+    if name == "priority" and abs(value) > HIGHEST:
+        raise TaskDefinitionError(
+            f"the option 'priority' lies between -{HIGHEST:,} and {HIGHEST:,}: {value:.3g}"
+        )
     if name == "ack_type" and value not in set(AckType):
         allowed = ", ".join(AckType)
         raise TaskDefinitionError(f"ack_type={value!r}: this version knows {allowed}")

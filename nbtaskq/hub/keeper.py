@@ -16,8 +16,8 @@ from nbtaskq.workspace import Workspace, write_private
 
 #: Starts in a row that may fail before the next one has to wait.
 PATIENCE = 5
-#: Seconds between later starts, at most.
-LONGEST_DELAY = 10.0
+#: Seconds between later starts, at most; clients wait longer, so what was repaired is tried.
+LONGEST_DELAY = 4.0
 
 
 class HubKeeper:
