@@ -89,7 +89,7 @@ def _results(tasks: Sequence[TaskHandle[Any]]) -> tuple[list[Row], list[str]]:
         problem = ""
         if task.status is TaskStatus.SUCCEEDED:
             try:
-                row = _expanded(task.result())
+                row = _given(task)
             except Exception as error:  # whatever loading the value raises: it is in the row
                 problem = _words(error)
         elif task.facts is None and task.done():
@@ -97,6 +97,15 @@ def _results(tasks: Sequence[TaskHandle[Any]]) -> tuple[list[Row], list[str]]:
         rows.append(row)
         problems.append(problem)
     return rows, problems
+
+
+def _given(task: TaskHandle[Any]) -> Row:
+    """Return what a task gave as named values: its result, and names that a cell gave back."""
+    value = task.result()
+    named = task.vars
+    if named and value is None:  # the cell's last line is no value
+        return named
+    return {**_expanded(value), **named}
 
 
 def _words(error: BaseException | None) -> str:

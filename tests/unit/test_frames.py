@@ -18,7 +18,7 @@ from nbtaskq.client.task import Task
 from nbtaskq.errors import SendError
 from nbtaskq.frames import FACTS, batch_frame, history_frame
 from nbtaskq.hub.protocol import Outcome
-from nbtaskq.message import Parcel, TaskStatus
+from nbtaskq.message import CellResult, Parcel, TaskStatus
 
 
 class Loads:
@@ -74,6 +74,14 @@ def test_a_frame_has_one_row_a_task_in_input_order_with_arguments_results_and_fa
     frame = batch_frame([ended(0.9, 8, 50), ended(0.8, 4, trees=200)])
     assert list(frame.columns) == ["depth", "trees", "result", *FACTS]
     assert frame[["depth", "trees", "result"]].values.tolist() == [[8, 50, 0.9], [4, 200, 0.8]]
+
+
+def test_names_that_a_cell_gives_back_are_columns_and_its_value_is_one_if_it_has_any():
+    frame = batch_frame([ended(CellResult(None, {"table": 1, "n": 2}), 8)])
+    assert list(frame.columns) == ["depth", "table", "n", *FACTS]
+    assert frame[["table", "n"]].values.tolist() == [[1, 2]]
+    frame = batch_frame([ended(CellResult(0.5, {"table": 1}), 8)])
+    assert frame[["result", "table"]].values.tolist() == [[0.5, 1]]
 
 
 def test_facts_have_fixed_types():
