@@ -150,7 +150,10 @@ class Controls:
         others = self._others(body.notebook or self._state.notebook_of(peer))
         if others and not body.force:
             listed = ", ".join(f"{count} of {name or 'a script'}" for name, count in others.items())
-            raise Refusal(f"tasks of others have not ended here ({listed}); `force` stops them")
+            raise Refusal(
+                f"tasks of others have not ended here ({listed}); `down --force` stops them, "
+                "and they run again after the next `up`"
+            )
         self._order(peer, request, "stop", None)
 
     def _others(self, own: str) -> Counter[str]:
