@@ -143,6 +143,8 @@ class NbTaskQMagics(Magics):
 
         Without a NAME the cell runs, and each function that it defines becomes a task.
         """
+        from nbtaskq import session  # noqa: F401 - a cell task is sent through its broker
+
         options = self._options(self.task, "%%task", line)
         if options.name:
             return self._register_cell(options, line, cell)

@@ -47,6 +47,16 @@ def test_a_cell_waits_streams_and_assigns(hub, tmp_path):
     assert after.value == "(0.5, [1])"
 
 
+def test_the_first_thing_a_kernel_sends_may_be_a_cell_task(hub, tmp_path):
+    *_, frame = run_through(
+        tmp_path,
+        START + "\nscale = 3",
+        "%%task report -o table\ntable = year * scale",
+        "report.sweep(year=[1, 2]).to_frame()[['year', 'table']].values.tolist()",
+    )
+    assert frame.value == "[[1, 3], [2, 6]]"
+
+
 def test_output_appears_while_the_task_runs(front: Screen, tmp_path):
     flag = tmp_path / "seen"  # the second half runs once the first half has been seen here
     cell = front.run(
