@@ -257,9 +257,11 @@ class Connection:
 
     def _hope(self, *, again: bool = False) -> None:
         """Let the hub be started, and forget why it was not there unless that is fresh."""
-        self._wanted = True
+        begun, self._wanted = self._wanted, True
         old = time.monotonic() - self._troubled_at > FRESH
-        if self.trouble is not None and (again or old or self.workspace.is_down):
+        down = self.workspace.is_down
+        # what `down` stopped was not missed before now: patience begins with the first to want it
+        if (self.trouble is not None and (again or old or down)) or (down and not begun):
             self.trouble = None
             self._lost_since = time.monotonic()
             self._start_at = 0.0

@@ -10,6 +10,7 @@ import pytest
 from jupyter_client import BlockingKernelClient
 
 import nbtaskq as nq
+from nbtaskq.errors import BrokerUnreachable
 from nbtaskq.workspace import Workspace
 from tests.waiting import until
 
@@ -138,6 +139,17 @@ def test_down_and_up_again_resumes_what_was_running(fresh_workspace: Workspace) 
     nq.up(2)
     assert batch.results(30) == list(range(12))
     assert {h.facts.attempts for h in batch} == {1}  # interrupted by `down`: uncharged
+
+
+def test_work_after_down_starts_anew_though_a_question_before_it_was_in_vain(
+    fresh_workspace: Workspace,
+) -> None:
+    quick = nq.task("quick")(cell("def quick(i): return i")["quick"])
+    assert quick.kiq(1).result(30) == 1
+    nq.down(force=True)
+    with pytest.raises(BrokerUnreachable):
+        nq.attach("quick")
+    assert quick.kiq(2).result(30) == 2
 
 
 def test_the_history_tells_who_did_what(hub: Workspace) -> None:
