@@ -202,7 +202,7 @@ def down(force: bool = False) -> Status:
         time.sleep(0.02)
     if running(workspace) is not None:
         stop_running(workspace)
-    return Status(workspace, None)
+    return Status(workspace, None, stopped=True)
 
 
 def status() -> Status:
@@ -213,6 +213,15 @@ def status() -> Status:
     return Status(workspace, ask("status"))
 
 
+class Text(str):
+    """Text of several lines that a cell shows as it is."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 def logs(lines: int = 50) -> str:
     """Return the last lines of what hub, supervisor and workers logged."""
     parts = []
@@ -220,7 +229,7 @@ def logs(lines: int = 50) -> str:
         text = path.read_text(errors="replace").splitlines()[-lines:]
         if text:
             parts.append("\n".join([f"== {path.name}", *text]))
-    return "\n".join(parts)
+    return Text("\n".join(parts))
 
 
 # -- finding tasks again -------------------------------------------------------------------

@@ -115,5 +115,15 @@ def _warn_of(captures: list[Large], function: Callable[..., Any], cell: int) -> 
             f"once per cell execution: changes inside it later in {where} are not seen. Pass it "
             f"as an argument to send it with each call",
             LargeCaptureWarning,
-            stacklevel=3,
+            stacklevel=_level_of_the_user(),
         )
+
+
+def _level_of_the_user() -> int:
+    """Return the stack level of the first caller that is not ours, for a warning of its line."""
+    frame = sys._getframe(1)
+    level = 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("nbtaskq."):
+        frame = frame.f_back
+        level += 1
+    return level

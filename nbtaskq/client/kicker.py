@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 from nbtaskq.client.batch import Batch
 from nbtaskq.client.current import current_broker
 from nbtaskq.client.options import is_text, read_options
-from nbtaskq.client.sending import Call, Plan, calls_of_map, calls_of_sweep, send
+from nbtaskq.client.sending import Call, Plan, calls_of_map, calls_of_starmap, calls_of_sweep, send
 from nbtaskq.errors import TaskArgumentError, TaskDefinitionError
 
 if TYPE_CHECKING:
@@ -75,11 +75,17 @@ class Kicker(Generic[P, R]):
         """Send one call for each row of the equally long iterables."""
         if not iterables:
             raise TaskArgumentError("map() takes at least one iterable")
+        for given in iterables:
+            if not isinstance(given, Iterable):
+                raise TaskArgumentError(
+                    f"map({given!r:.60}) takes a list of values, one call for each; for one call "
+                    f"write kiq({given!r:.60})"
+                )
         return self._batch(calls_of_map(iterables))
 
     def starmap(self, rows: Iterable[Iterable[Any]]) -> Batch[R]:
         """Send one call for each row, its items being the positional arguments."""
-        return self._batch((tuple(row), {}) for row in rows)
+        return self._batch(calls_of_starmap(rows))
 
     def sweep(self, **grid: Iterable[Any]) -> Batch[R]:
         """Send one call for each combination of the keywords' values."""

@@ -136,6 +136,17 @@ def calls_of_map(iterables: Sequence[Iterable[Any]]) -> Iterator[Call]:
         yield row, {}
 
 
+def calls_of_starmap(rows: Iterable[Iterable[Any]]) -> Iterable[Call]:
+    """Return the calls of `starmap`: one for each row, its items being the arguments."""
+    for row in rows:
+        if not isinstance(row, Iterable):
+            raise TaskArgumentError(
+                f"starmap takes rows such as [(1, 2), (3, 4)], and {row!r:.60} is none; "
+                "for one argument a call use map"
+            )
+        yield tuple(row), {}
+
+
 def calls_of_sweep(grid: Mapping[str, Iterable[Any]]) -> Iterable[Call]:
     """Return the calls of `sweep`: every combination, the last keyword varying fastest.
 

@@ -21,8 +21,11 @@ class Status:
         How many unended tasks are `waiting`, `queued`, `running`.
     """
 
-    def __init__(self, workspace: Workspace, answer: dict[str, Any] | None) -> None:
+    def __init__(
+        self, workspace: Workspace, answer: dict[str, Any] | None, *, stopped: bool = False
+    ) -> None:
         self._workspace = workspace
+        self._stopped = stopped
         self._answer = answer or {}
         self.running = answer is not None
         self.workers: list[dict[str, Any]] = sorted(
@@ -58,7 +61,8 @@ class Status:
 
     def __str__(self) -> str:
         if not self.running:
-            return f"nothing runs in {self._workspace.folder}; `nbtaskq up` starts it"
+            what = "hub and workers are stopped" if self._stopped else "nothing runs"
+            return f"{what} in {self._workspace.folder}; `nbtaskq up` starts them"
         lines = [
             f"{self._workspace.folder}: "
             + ", ".join(f"{count} {state}" for state, count in self.tasks.items())
@@ -66,7 +70,10 @@ class Status:
         for worker in self.workers:
             state = worker["task"] or "idle" if worker["connected"] else "away"
             more = f" (+{worker['holds'] - 1} ahead)" if worker["holds"] > 1 else ""
-            lines.append(f"  {worker['name']:<4} {state}{more}")
+            console = self._workspace.connection_file(worker["name"]).name
+            lines.append(f"  {worker['name']:<4} {state + more:<16} console: {console}")
+        if self.workers:
+            lines.append("  a console attaches by: jupyter console --existing FILE")
         if self.start_error:
             lines.append(f"  workers do not come up: {self.start_error}")
         if self._workspace.note:

@@ -250,3 +250,13 @@ def test_a_large_array_goes_there_and_back(broker: nq.InMemoryBroker) -> None:
     twice = broker.task(cell("def twice(x): return x * 2")["twice"])
     array = np.arange(1_000_000, dtype=float)
     assert (twice.kiq(array).result(30) == array * 2).all()
+
+
+def test_what_is_no_list_of_values_is_refused_with_advice(broker: nq.InMemoryBroker) -> None:
+    add = broker.task(cell(ADD)["add"])
+    with pytest.raises(TaskArgumentError, match=r"write kiq\(5\)"):
+        add.map(5)
+    with pytest.raises(TaskArgumentError, match="use map"):
+        add.starmap([1, 2])
+    with pytest.raises(TaskArgumentError, match=r"write a=\[…\]|a=\["):
+        add.sweep(a=1)

@@ -94,10 +94,10 @@ def test_pre_hooks_run_as_declared_and_post_hooks_reversed(
 
     assert double.kiq(4).result(10) == 8
     asyncio.run(broker.shutdown())
-    assert seen == [
-        "a.pre_send",
-        "b.pre_send",
-        "a.post_send",
+    sending = [hook for hook in seen if "send" in hook]
+    assert sending == ["a.pre_send", "b.pre_send", "a.post_send"]
+    # a worker need not wait for the sender's last hook
+    assert [hook for hook in seen if "send" not in hook] == [
         "a.pre_execute",
         "b.pre_execute",
         "b.post_execute",
