@@ -10,7 +10,8 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from nbtaskq.client.asking import ask
-from nbtaskq.client.handle import NUDGE, TaskHandle
+from nbtaskq.client.handle import TaskHandle
+from nbtaskq.client.waiting import NUDGE
 from nbtaskq.errors import ResultTimeout
 from nbtaskq.message import TaskStatus
 

@@ -7,7 +7,7 @@ import queue
 import sys
 from typing import TYPE_CHECKING, Any
 
-from nbtaskq.client.handle import NUDGE
+from nbtaskq.client.waiting import NUDGE
 
 if TYPE_CHECKING:
     from nbtaskq.client.handle import TaskHandle
