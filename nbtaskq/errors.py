@@ -79,7 +79,7 @@ class SendError(NbTaskQError, ConnectionError):
 
 
 class QueueFull(SendError):
-    """The outbox or the queue is at its bound; nothing of this call was stored."""
+    """The outbox or the queue is at its bound; the message says what of the call was taken."""
 
 
 class PayloadTooLarge(SendError, ValueError):

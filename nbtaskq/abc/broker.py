@@ -169,7 +169,7 @@ class Broker(ABC):
         Raises
         ------
         QueueFull
-            The outbox stayed full for the send timeout; nothing of this call was taken.
+            The outbox stayed full for the send timeout; its text says how many were taken.
         """
 
     def trouble(self) -> BaseException | None:

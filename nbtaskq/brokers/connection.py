@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 import zmq
 
 from nbtaskq.abc import Frozen, Watcher
+from nbtaskq.brokers.outbox import Outbox, Packet
+from nbtaskq.brokers.watchers import Watchers
 from nbtaskq.errors import (
     BrokerUnreachable,
     NbTaskQError,
@@ -39,9 +41,6 @@ from nbtaskq.launcher import ensure_running, failure
 from nbtaskq.message import Buffer, Object
 from nbtaskq.workspace import Workspace
 
-#: what the outbox holds at most, sent and not yet accepted included
-MAX_TASKS = 50_000
-MAX_BYTES = 64 << 20
 #: what goes into one message
 BATCH_TASKS = 500
 BATCH_BYTES = 4 << 20
@@ -56,18 +55,6 @@ EXIT_TIMEOUT = 5.0
 IDS_PER_GET = 1000
 
 
-class Packet(NamedTuple):
-    """A message in the outbox."""
-
-    submission: p.Submission
-    buffers: Sequence[Buffer]
-    frozen: Frozen | None
-    watcher: Watcher
-    size: int
-    #: the id was chosen by the user: other contents may be stored under it
-    chosen_id: bool
-
-
 class Sent(NamedTuple):
     """A batch on its way: kept until it is accepted."""
 
@@ -77,51 +64,6 @@ class Sent(NamedTuple):
 
 
 _ERRORS: dict[str, type[SendError]] = {"conflict": TaskIdConflict, "full": QueueFull}
-
-
-class Outbox:
-    """Messages that are not accepted yet, bounded in number and bytes."""
-
-    def __init__(self) -> None:
-        self.waiting: deque[Packet] = deque()
-        self._room = threading.Condition()
-        self._tasks = 0
-        self._bytes = 0
-
-    def put(self, packets: Sequence[Packet], timeout: float) -> None:
-        """Take packets as room comes; raise `QueueFull` if none of a piece fits in time."""
-        for start in range(0, len(packets), BATCH_TASKS):
-            piece = packets[start : start + BATCH_TASKS]
-            size = sum(packet.size for packet in piece)
-            with self._room:
-                if not self._room.wait_for(partial(self._fits, len(piece), size), timeout):
-                    raise QueueFull(
-                        f"{self._tasks:,} messages ({self._bytes:,} bytes) wait for the hub to "
-                        f"accept them and none was accepted for {timeout:g} s; "
-                        f"{start} of {len(packets)} messages of this call were taken. "
-                        "See `nbtaskq status`"
-                    )
-                self._tasks += len(piece)
-                self._bytes += size
-                self.waiting.extend(piece)
-
-    def _fits(self, tasks: int, size: int) -> bool:
-        if not self._tasks:
-            return True  # one larger than the outbox is admitted alone
-        return self._tasks + tasks <= MAX_TASKS and self._bytes + size <= MAX_BYTES
-
-    def release(self, packets: Sequence[Packet]) -> None:
-        """Give the room of accepted packets back."""
-        with self._room:
-            self._tasks -= len(packets)
-            self._bytes -= sum(packet.size for packet in packets)
-            self._room.notify_all()
-
-    def drain(self, timeout: float) -> int:
-        """Wait until everything is accepted; return how many are not."""
-        with self._room:
-            self._room.wait_for(lambda: not self._tasks, timeout)
-            return self._tasks
 
 
 class Connection:
@@ -145,11 +87,11 @@ class Connection:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._session = os.urandom(8)
-        self._outbox = Outbox()
+        self._outbox = Outbox(self._wake)
         self._sent: dict[int, Sent] = {}
         self._known: set[bytes] = set()
         self._numbers = itertools.count(1)
-        self._watched: dict[bytes, list[Watcher]] = {}
+        self._watchers = Watchers()
         #: chosen ids that are not accepted yet: other contents may be stored under them
         self._unsure: set[bytes] = set()
         #: messages that were sent as awaited; the question that follows is answered by that
@@ -176,24 +118,18 @@ class Connection:
         self._ensure_thread()
         if not self._welcome.is_set():
             self._hope()
-        watched = self._watched
         for packet in packets:
             if packet.chosen_id:
                 # its end may be that of another message; only the acceptance tells
                 self._unsure.add(packet.submission.task_id)
             else:
-                watched.setdefault(packet.submission.task_id, []).append(packet.watcher)
+                self._watchers.add(packet.submission.task_id, packet.watcher)
         try:
-            self._put_pieces(packets, timeout)
+            self._outbox.put(packets, timeout)
         except QueueFull:
             for packet in packets:
-                watched.pop(packet.submission.task_id, None)
+                self._watchers.forget(packet.submission.task_id)
             raise
-
-    def _put_pieces(self, packets: Sequence[Packet], timeout: float) -> None:
-        for start in range(0, len(packets), BATCH_TASKS):
-            self._outbox.put(packets[start : start + BATCH_TASKS], timeout)
-            self._wake()
 
     def watch(self, task_id: str, watcher: Watcher, value: bool) -> None:
         """Let a watcher follow a task; with `value`, as somebody who blocks on it."""
@@ -206,9 +142,7 @@ class Connection:
                 return  # the message itself said that somebody blocks on it
             if key in self._unsure:
                 return  # its acceptance is on the way, and then its end is asked for
-            watchers = self._watched.setdefault(key, [])
-            if watcher not in watchers:
-                watchers.append(watcher)
+            self._watchers.add(key, watcher)
             self._link.send(p.Wait(key) if value else p.Get([key]))
 
         self._call(ask)
@@ -467,23 +401,20 @@ class Connection:
         if isinstance(message, p.Finished):
             for batch in message.accepted:
                 self._accepted(batch, [])
-            self._finished(message, frames)
+            self._announced.difference_update(outcome.task_id for outcome in message.outcomes)
+            self._watchers.finished(message.outcomes, frames)
         elif isinstance(message, p.Accepted):
             self._accepted(message.batch, message.problems)
         elif isinstance(message, p.Progressed):
-            for task_id, status, worker in message.changes:
-                for watcher in self._watched.get(task_id, ()):
-                    watcher.on_progress(status, worker)
+            self._watchers.progressed(message.changes)
         elif isinstance(message, p.Output):
-            for note in message.notes:
-                for watcher in self._watched.get(note.task_id, ()):
-                    watcher.on_output(note.number, note.content)
+            self._watchers.printed(message.notes)
         elif isinstance(message, p.Answer):
             self._answered(message)
         elif isinstance(message, p.Welcome):
             self._welcomed()
         elif isinstance(message, p.Missing):
-            self._missing(message.keys)
+            self._watchers.missing(message.keys)
 
     def _welcomed(self) -> None:
         """Take up the thread again with a hub that may know nothing of what was not accepted."""
@@ -495,7 +426,7 @@ class Connection:
         pending = {s.submission.task_id for sent in self._sent.values() for s in sent.packets}
         # a copy, because other threads go on sending
         pending |= {packet.submission.task_id for packet in list(self._outbox.waiting)}
-        known = [key for key in list(self._watched) if key not in pending]
+        known = [key for key in self._watchers.ids() if key not in pending]
         for start in range(0, len(known), IDS_PER_GET):
             self._link.send(p.Get(known[start : start + IDS_PER_GET]))
         for message, _ in list(self._asked.values()):
@@ -516,7 +447,7 @@ class Connection:
             problem = problems.get(task_id)
             if problem is None:
                 if task_id in self._unsure:
-                    self._watched.setdefault(task_id, []).append(packet.watcher)
+                    self._watchers.add(task_id, packet.watcher)
                 packet.watcher.on_accepted()
             else:
                 self._refuse(packet, *problem)
@@ -530,18 +461,7 @@ class Connection:
         submission = packet.submission
         name = f"{submission.name} ({submission.task_id.decode(errors='replace')[:20]})"
         packet.watcher.on_refused(_ERRORS.get(code, SendError)(f"{name} was not stored: {text}"))
-        watchers = self._watched.get(submission.task_id)
-        if watchers is not None and packet.watcher in watchers:
-            watchers.remove(packet.watcher)
-
-    def _finished(self, message: p.Finished, frames: list[Buffer]) -> None:
-        position = 0
-        for outcome in message.outcomes:
-            own = p.take(frames, position, outcome.buffers)
-            position += outcome.buffers
-            self._announced.discard(outcome.task_id)
-            for watcher in self._watched.pop(outcome.task_id, ()):
-                watcher.on_outcome(outcome, own)
+        self._watchers.remove(submission.task_id, packet.watcher)
 
     def _answered(self, message: p.Answer) -> None:
         _, future = self._asked.pop(message.request, (None, None))
@@ -552,11 +472,6 @@ class Connection:
         else:
             future.set_exception(NbTaskQError(str(message.body)))
 
-    def _missing(self, keys: list[bytes]) -> None:
-        for key in keys:
-            for watcher in self._watched.pop(key, ()):
-                name = key.decode(errors="replace")
-                watcher.on_refused(UnknownTask(f"the hub knows no task {name!r}"))
 
 
 def _last_line(log: Path) -> str:

@@ -16,8 +16,9 @@ from typing import Any, Self
 from nbtaskq.abc import Delivery, Envelope, Middleware, Serializer, Settlement, Watcher
 from nbtaskq.brokers.base import BaseBroker, submission_of
 from nbtaskq.brokers.memory_host import MemoryHost
+from nbtaskq.brokers.watchers import Watchers
 from nbtaskq.client.portal import Portal
-from nbtaskq.errors import NbTaskQError, SendError, TaskIdConflict, UnknownTask
+from nbtaskq.errors import NbTaskQError, SendError, TaskIdConflict
 from nbtaskq.execution import Receiver
 from nbtaskq.hub import protocol as p
 from nbtaskq.message import Buffer, Event
@@ -50,7 +51,7 @@ class InMemoryBroker(BaseBroker):
 
     def _reset(self) -> None:
         self._host = MemoryHost(self._take, self._deliver)
-        self._watchers: dict[bytes, list[Watcher]] = {}
+        self._watchers = Watchers()
         self._inbox: deque[Delivery] = deque()
         self._arrived: asyncio.Event | None = None
         self._answers: dict[int, Any] = {}
@@ -151,7 +152,7 @@ class InMemoryBroker(BaseBroker):
             own = [(s.task_id, w) for s, w in zip(tasks, watchers, strict=True)]
             self._open_batches[number] = own
             for task_id, watcher in own:
-                self._watchers.setdefault(task_id, []).append(watcher)
+                self._watchers.add(task_id, watcher)
             self._host.feed(_CLIENT, p.Submit(number, tasks, again=True), frames)
         self._ring()
 
@@ -160,9 +161,7 @@ class InMemoryBroker(BaseBroker):
         self._start()
         key = task_id.encode()
         with self._host.lock:
-            watchers = self._watchers.setdefault(key, [])
-            if watcher not in watchers:
-                watchers.append(watcher)
+            self._watchers.add(key, watcher)
             self._host.feed(_CLIENT, p.Get([key], values=True))
 
     async def control(self, verb: str, body: Any = None) -> Any:
@@ -240,23 +239,13 @@ class InMemoryBroker(BaseBroker):
 
     def _take(self, message: p.Outbound, buffers: Sequence[Buffer]) -> None:
         if isinstance(message, p.Finished):
-            position = 0
-            for outcome in message.outcomes:
-                own = p.take(buffers, position, outcome.buffers)
-                position += outcome.buffers
-                for watcher in self._watchers.pop(outcome.task_id, ()):
-                    watcher.on_outcome(outcome, own)
+            self._watchers.finished(message.outcomes, buffers)
         elif isinstance(message, p.Accepted):
             self._accepted(message)
         elif isinstance(message, p.Progressed):
-            for task_id, status, worker in message.changes:
-                for watcher in self._watchers.get(task_id, ()):
-                    watcher.on_progress(status, worker)
+            self._watchers.progressed(message.changes)
         elif isinstance(message, p.Missing):
-            for key in message.keys:
-                error = UnknownTask(f"no task {key.decode(errors='replace')!r} is known")
-                for watcher in self._watchers.pop(key, ()):
-                    watcher.on_refused(error)
+            self._watchers.missing(message.keys)
         elif isinstance(message, p.Answer):
             self._answers[message.request] = message.body
         elif isinstance(message, p.Recall):

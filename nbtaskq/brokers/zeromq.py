@@ -15,7 +15,8 @@ from typing import Any, Self
 
 from nbtaskq.abc import Delivery, Envelope, Frozen, Serializer, Settlement, Watcher
 from nbtaskq.brokers.base import BaseBroker, submission_of
-from nbtaskq.brokers.connection import Connection, Packet
+from nbtaskq.brokers.connection import Connection
+from nbtaskq.brokers.outbox import Packet
 from nbtaskq.client.freezer import Freezer
 from nbtaskq.errors import PayloadTooLarge
 from nbtaskq.hub.protocol import Environment
