@@ -17,7 +17,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +32,6 @@ from nbtaskq.errors import (
     QueueFull,
     SendError,
     TaskIdConflict,
-    UnknownTask,
 )
 from nbtaskq.hub import protocol as p
 from nbtaskq.hub.link import Link
@@ -471,7 +469,6 @@ class Connection:
             future.set_result(message.body)
         else:
             future.set_exception(NbTaskQError(str(message.body)))
-
 
 
 def _last_line(log: Path) -> str:
