@@ -107,6 +107,8 @@ class Connection:
         self._start_at = 0.0
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        #: held while it is decided whether waiting is in vain
+        self._patience = threading.Lock()
         self._wake_in, self._wake_out = -1, -1
 
     # -- for any thread --------------------------------------------------------------------
@@ -193,10 +195,11 @@ class Connection:
         old = time.monotonic() - self._troubled_at > FRESH
         down = self.workspace.is_down
         # what `down` stopped was not missed before now: patience begins with the first to want it
-        if (self.trouble is not None and (again or old or down)) or (down and not begun):
-            self.trouble = None
-            self._lost_since = time.monotonic()
-            self._start_at = 0.0
+        with self._patience:
+            if (self.trouble is not None and (again or old or down)) or (down and not begun):
+                self.trouble = None
+                self._lost_since = time.monotonic()
+                self._start_at = 0.0
 
     def close(self, timeout: float = EXIT_TIMEOUT) -> int:
         """Send what is left and end the thread; return how many messages were not accepted."""
@@ -319,8 +322,9 @@ class Connection:
             self._lost_since = now
         if now - self._lost_since > START_AFTER and now >= self._start_at:
             self._start_if_absent()
-        if now - self._lost_since > UNREACHABLE_AFTER and self.trouble is None:
-            self._give_up(self._reason())
+        with self._patience:
+            if now - self._lost_since > UNREACHABLE_AFTER and self.trouble is None:
+                self._give_up(self._reason())
 
     def _start_if_absent(self) -> None:
         self._start_at = time.monotonic() + 1.0

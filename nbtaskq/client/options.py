@@ -55,7 +55,7 @@ def _check(name: str, value: Any) -> None:
         )
     types = OPTION_LABELS.get(name)
     if types is None:
-        close = difflib.get_close_matches(name, OPTION_LABELS, 1, 0.85)
+        close = difflib.get_close_matches(name, OPTION_LABELS, 1, 0.8)
         if close:
             raise TaskDefinitionError(f"unknown option {name!r}; did you mean {close[0]!r}?")
         return
