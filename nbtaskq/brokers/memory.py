@@ -11,6 +11,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
 from typing import Any, Self
 
 from nbtaskq.abc import Delivery, Envelope, Middleware, Serializer, Settlement, Watcher
@@ -46,7 +47,8 @@ class InMemoryBroker(BaseBroker):
         self._max_async_tasks = max_async_tasks
         self._portal = Portal("nbtaskq memory")
         self._starting = threading.Lock()
-        self._receiving: Any = None
+        self._receiving: Future[None] | None = None
+        self._failure: BaseException | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -96,6 +98,16 @@ class InMemoryBroker(BaseBroker):
                 )
                 self._host.feed(peer, hello)
             self._receiving = self._portal.start(self._receive())
+            self._receiving.add_done_callback(self._ended)
+
+    def _ended(self, receiving: Future[None]) -> None:
+        """Remember why nothing is received any more, for those who wait."""
+        if not receiving.cancelled():
+            self._failure = receiving.exception()
+
+    def trouble(self) -> BaseException | None:
+        """Return what ended the receiver, or `None`."""
+        return self._failure
 
     async def _receive(self) -> None:
         self._arrived = asyncio.Event()
@@ -129,7 +141,8 @@ class InMemoryBroker(BaseBroker):
         if receiving is not None:
             self._stopping = True
             self._ring()
-            await asyncio.wrap_future(receiving)
+            # what ended it before was told by `trouble` to those who waited
+            await asyncio.gather(asyncio.wrap_future(receiving), return_exceptions=True)
             await self.stop_middlewares()
             await self.happen(Event.CLIENT_SHUTDOWN)
         self._portal.close()

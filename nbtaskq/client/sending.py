@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -73,14 +74,34 @@ def _send_through_hooks(broker: Broker, envelope: Envelope, handle: TaskHandle[A
             return
         message = said
     _submit(broker, envelope, message, handle)
+    _after_sending(broker, message)
+
+
+def _after_sending(broker: Broker, message: Message) -> None:
+    """Run the `post_send` hooks; the message is sent, so what one raises is only told."""
     for hook in broker.post_send_hooks:
-        said = hook(message)
-        if isawaitable(said):
-            portal.start(_awaited(said))
+        try:
+            said = hook(message)
+        except Exception as error:
+            _tell(message, error)
+        else:
+            if isawaitable(said):
+                portal.start(_awaited(message, said))
 
 
-async def _awaited(said: Any) -> None:
-    await said
+async def _awaited(message: Message, said: Any) -> None:
+    try:
+        await said
+    except Exception as error:
+        _tell(message, error)
+
+
+def _tell(message: Message, error: Exception) -> None:
+    warnings.warn(
+        f"{message.task_name} was sent, and then a post_send hook raised {error!r}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 async def _go_on(
@@ -93,16 +114,14 @@ async def _go_on(
             if isawaitable(message):
                 message = await message
         _submit(broker, envelope, message, handle)
-        for hook in broker.post_send_hooks:
-            after = hook(message)
-            if isawaitable(after):
-                await after
     except Exception as error:
         failure = SendError(
             f"{envelope.message.task_name} was not sent: a pre_send hook raised {error!r}"
         )
         failure.__cause__ = error
         handle.on_refused(failure)
+    else:
+        _after_sending(broker, message)
 
 
 def _submit(broker: Broker, envelope: Envelope, message: Message, handle: TaskHandle[Any]) -> None:

@@ -173,6 +173,37 @@ def test_an_error_in_pre_send_lands_on_the_caller_or_the_handle(
     assert handle.done()
 
 
+def test_an_error_in_post_send_is_told_and_the_message_is_on_its_way(
+    broker: nq.InMemoryBroker,
+) -> None:
+    class Failing(nq.Middleware):
+        def post_send(self, message: nq.Message) -> None:
+            raise RuntimeError("too late")
+
+    broker.with_middlewares(Failing())
+
+    @broker.task
+    def add(x: int) -> int:
+        return x
+
+    with pytest.warns(RuntimeWarning, match="was sent, and then a post_send hook raised"):
+        handle = add.kiq(1)
+    assert handle.result(10) == 1
+
+
+def test_waiting_ends_when_the_receiver_has_died(broker: nq.InMemoryBroker) -> None:
+    @broker.on_event(nq.Event.WORKER_STARTUP)
+    def refuse(b: nq.Broker) -> None:
+        raise OSError("no")
+
+    @broker.task
+    def add(x: int) -> int:
+        return x
+
+    with pytest.raises(nq.errors.BrokerUnreachable, match="no"):
+        add.kiq(1).result(10)
+
+
 def test_a_raising_hook_ends_the_task_with_its_error(broker: nq.InMemoryBroker) -> None:
     class Raising(nq.Middleware):
         def post_execute(self, message: nq.Message, result: Any) -> None:
