@@ -53,21 +53,26 @@ class Waiting:
 
     def on_accepted(self) -> None:
         """Take in that the message is stored."""
-        self._accepted = True
+        # with the lock, or who looks and then registers at this very moment would never be told
+        with _lock:
+            self._accepted = True
         self._notify("accepted")
 
     def on_refused(self, error: BaseException) -> None:
         """Take in that the message was not stored."""
-        if self._outcome is None and not self._accepted:
+        with _lock:
+            if self._outcome is not None or self._accepted:
+                return
             self._refused = error
-            self._notify("accepted", "done", "value")
+        self._notify("accepted", "done", "value")
 
     def on_progress(self, status: int, worker: str) -> None:
         """Take in a change that is not an end."""
-        self._accepted = True
-        if self._outcome is None:
-            self._status = TaskStatus(status)
-            self._worker = worker
+        with _lock:
+            self._accepted = True
+            if self._outcome is None:
+                self._status = TaskStatus(status)
+                self._worker = worker
         self._notify("accepted", "changed")
 
     def on_output(self, number: int, content: bytes) -> None:
@@ -81,11 +86,12 @@ class Waiting:
             known = self._outcome
             if known is not None and not (known.withheld and not outcome.withheld):
                 return
+            self._accepted = True
+            self._status = TaskStatus(outcome.status)
+            self._worker = outcome.worker
             self._buffers = buffers
+            # last: from now on other threads take the task for ended
             self._outcome = outcome
-        self._accepted = True
-        self._status = TaskStatus(outcome.status)
-        self._worker = outcome.worker
         self._notify("accepted", "changed", "done", *(() if outcome.withheld else ("value",)))
 
     def _notify(self, *moments: str) -> None:
