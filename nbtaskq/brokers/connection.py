@@ -32,6 +32,7 @@ from nbtaskq.errors import (
     QueueFull,
     SendError,
     TaskIdConflict,
+    WorkerStartError,
 )
 from nbtaskq.hub import protocol as p
 from nbtaskq.hub.link import Link
@@ -77,6 +78,8 @@ class Connection:
     ) -> None:
         self.workspace = workspace
         self.trouble: BaseException | None = None
+        #: why no worker comes up, as the hub said last
+        self.start_error: WorkerStartError | None = None
         self._environment = environment
         self._notebook = notebook
         self._workers = workers
@@ -411,6 +414,9 @@ class Connection:
             self._watchers.progressed(message.changes)
         elif isinstance(message, p.Output):
             self._watchers.printed(message.notes)
+        elif isinstance(message, p.Pong):
+            text = f"{message.trouble}\nThe tasks stay queued; see `nbtaskq logs`"
+            self.start_error = WorkerStartError(text) if message.trouble else None
         elif isinstance(message, p.Answer):
             self._answered(message)
         elif isinstance(message, p.Welcome):

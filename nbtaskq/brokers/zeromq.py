@@ -121,7 +121,7 @@ class ZeroMQBroker(BaseBroker):
 
     def trouble(self) -> BaseException | None:
         """Return why no hub answers at the moment, or `None`."""
-        return self.connection.trouble
+        return self.connection.trouble or self.connection.start_error
 
     async def control(self, verb: str, body: Any = None) -> Any:
         """Ask or order something of the hub."""

@@ -172,7 +172,8 @@ class Waiting:
     def _check_trouble(self) -> None:
         trouble = self._broker.trouble()
         if trouble is not None:
-            raise BrokerUnreachable(
+            kind = type(trouble) if isinstance(trouble, BrokerUnreachable) else BrokerUnreachable
+            raise kind(
                 f"{self.task_name} ({self.task_id[:8]}) cannot be waited for: {trouble}"
             ) from trouble
 

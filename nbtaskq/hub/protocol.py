@@ -350,9 +350,14 @@ class Answer(Wire, frozen=True, tag="answer"):
 
 
 class Pong(Wire, frozen=True, tag="pong"):
-    """Here; `idle` is how long nothing was to be done, in seconds (0 while there is work)."""
+    """Here.
+
+    `idle` tells a pool for how many seconds nothing was to be done (0 while there is work);
+    `trouble` tells a client why no worker of its environment comes up.
+    """
 
     idle: float = 0.0
+    trouble: str = ""
 
 
 class Assign(Wire, frozen=True, tag="assign"):

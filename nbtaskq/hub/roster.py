@@ -47,6 +47,14 @@ class Roster:
         client = self.clients.get(session)
         return client.peer if client is not None else None
 
+    def start_error(self, client: Client) -> str:
+        """Return why no worker comes up for a client's tasks; empty while there is one."""
+        workers = self._board.workers.values()
+        if any(w.peer is not None and w.environment == client.environment_key for w in workers):
+            return ""
+        errors = (str(pool.facts.get("start_error") or "") for pool in self.pools.values())
+        return next((error for error in errors if error), "")
+
     def pool_peers(self) -> list[bytes]:
         """Return where orders go."""
         return [pool.peer for pool in self.pools.values() if pool.peer is not None]

@@ -244,7 +244,8 @@ class HubState:
 
     def _ping(self, known: Known, _: p.Ping, __: Sequence[Buffer]) -> None:
         idle = self._roster.idle_seconds() if isinstance(known, Pool) else 0.0
-        self._journal.send(known.peer, p.Pong(idle))
+        trouble = self._roster.start_error(known) if isinstance(known, Client) else ""
+        self._journal.send(known.peer, p.Pong(idle, trouble))
 
     def _done(self) -> list[Action]:
         """Finish a stimulus: promise what must wait, keep what need not, and dispatch."""

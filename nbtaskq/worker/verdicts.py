@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from nbtaskq.abc import Delivery, Settlement
-from nbtaskq.hub.protocol import Settle, Verdict, VerdictKind, encode_labels
-from nbtaskq.message import Buffer
+from nbtaskq.hub.protocol import Outcome, Settle, Verdict, VerdictKind, encode_labels
+from nbtaskq.message import Buffer, TaskStatus
 
 #: verdicts in one message
 BATCH = 64
+#: bytes of a result's body; MessagePack knows none longer, and its buffers do not count
+LONGEST = (1 << 32) - 1
 
 Entry = tuple[Delivery, Settlement]
 
@@ -67,7 +69,12 @@ class Verdicts:
     def _write(self, entries: list[tuple[Entry, Callable[[], object] | None]]) -> Letter:
         self._number += 1
         verdicts = [_verdict(*entry) for entry, _ in entries]
-        buffers = [buffer for (_, settlement), _ in entries for buffer in settlement.buffers]
+        buffers = [
+            buffer
+            for verdict, ((_, settlement), _) in zip(verdicts, entries, strict=True)
+            if verdict.outcome.buffers
+            for buffer in settlement.buffers
+        ]
         waiters = [waiter for _, waiter in entries if waiter is not None]
         letter = Letter(Settle(self._number, verdicts), buffers, waiters)
         self._unrecorded.append(letter)
@@ -77,5 +84,16 @@ class Verdicts:
 def _verdict(delivery: Delivery, settlement: Settlement) -> Verdict:
     kind = settlement.kind
     again = kind in (VerdictKind.RETRY, VerdictKind.REQUEUE)
-    labels = encode_labels(settlement.labels) if again and settlement.labels else b""
+    if len(settlement.outcome.body) > LONGEST:
+        return _unsendable(delivery, f"its result is over {LONGEST:,} bytes; write it to a file")
+    try:
+        labels = encode_labels(settlement.labels) if again and settlement.labels else b""
+    except (TypeError, ValueError, OverflowError) as error:
+        return _unsendable(delivery, f"a hook gave it a label that cannot be sent: {error}")
     return Verdict(delivery.token, kind, settlement.outcome, settlement.delay, labels)
+
+
+def _unsendable(delivery: Delivery, why: str) -> Verdict:
+    """Return the verdict on a delivery whose own verdict cannot be written down."""
+    outcome = Outcome(delivery.task_id.encode(), TaskStatus.REJECTED, error=why)
+    return Verdict(delivery.token, VerdictKind.REJECT, outcome)

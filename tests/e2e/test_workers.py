@@ -178,3 +178,12 @@ def test_what_is_attached_knows_at_once_how_the_task_ended(hub: Workspace) -> No
         sent.exception(10)
         assert nq.attach(sent.task_id).status == sent.status
     assert "failed" in repr(nq.attach("bad"))
+
+
+def test_a_long_history_is_whole(hub: Workspace) -> None:
+    batch = nq.task("many")(cell("def many(i): return i")["many"]).map(range(12_000))
+    batch.results(60)
+    frame = nq.history("many", limit=50_000)
+    assert len(frame) == 12_000
+    assert set(frame.task_id) == {handle.task_id for handle in batch}
+    assert len(nq.history("many", limit=7_001)) == 7_001
