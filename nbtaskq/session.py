@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+#: rows of the history in one answer of the hub
+PAGE = 5_000
 #: seconds that workers get to come up
 READY_TIMEOUT = 20.0
 
@@ -300,4 +302,12 @@ def history(
 
     filters = {"name": name, "status": status, "notebook": notebook}
     body = {key: value for key, value in filters.items() if value is not None}
-    return history_frame(ask("history", {**body, "limit": limit}, timeout=30.0))
+    rows: list[dict[str, Any]] = []
+    while len(rows) < limit:
+        wanted = min(PAGE, limit - len(rows))
+        before = {"before_seq": rows[-1]["seq"]} if rows else {}
+        page = ask("history", {**body, **before, "limit": wanted}, timeout=30.0)
+        rows += page
+        if len(page) < wanted:
+            break
+    return history_frame(rows)
