@@ -26,6 +26,7 @@ from typing import Any
 import nbtaskq as nq
 
 WORKERS = 2
+ROUNDS = 5
 ARRAY_BYTES = 100_000_000
 
 COLD = """
@@ -76,7 +77,7 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def latencies(call: Callable[[int], Any], count: int = 500) -> tuple[float, float]:
+def latencies(call: Callable[[int], Any], count: int = 300) -> tuple[float, float]:
     """Return median and 99th percentile of single round trips, in milliseconds."""
     call(0)
     times = sorted(timed(lambda i=i: call(i)) * 1e3 for i in range(count))
@@ -84,74 +85,67 @@ def latencies(call: Callable[[int], Any], count: int = 500) -> tuple[float, floa
 
 
 def cold(script: str) -> float:
-    """Return the seconds a fresh process takes to its first result; the best of three."""
-    found = []
-    for _ in range(3):
-        with workspace():
-            out = subprocess.run(
-                [sys.executable, "-c", script], capture_output=True, text=True, check=True
-            )
-            found.append(float(out.stdout.split()[-1]))
-    return min(found)
-
-
-def measure_pool(tasks: int) -> dict[str, float]:
-    """Measure the standard library's pool."""
-    import numpy as np
-
-    with ProcessPoolExecutor(WORKERS) as pool:
-        list(pool.map(null, range(100)))
-        p50, p99 = latencies(lambda i: pool.submit(null, i).result())
-
-        def submit() -> None:
-            futures: list[Future[Any]] = [pool.submit(null, i) for i in range(tasks)]
-            assert [f.result() for f in futures] == list(range(tasks))
-
-        seconds = timed(submit)
-        chunked = timed(lambda: list(pool.map(null, range(tasks), chunksize=100)))
-        array = np.ones(ARRAY_BYTES // 8)
-        large = min(timed(lambda: pool.submit(null, array).result()) for _ in range(3))
-    return {
-        "tasks_per_s": tasks / seconds,
-        "tasks_per_s_map": tasks / chunked,
-        "p50_ms": p50,
-        "p99_ms": p99,
-        "array_s": large,
-        "cold_s": cold(COLD_POOL),
-    }
-
-
-def measure_nbtaskq(tasks: int) -> dict[str, float]:
-    """Measure hub and worker kernels."""
-    import numpy as np
-
-    cold_seconds = cold(COLD)
+    """Return the seconds that a fresh process takes to its first result."""
     with workspace():
+        out = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        )
+        return float(out.stdout.split()[-1])
+
+
+def measure(tasks: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Measure hub with worker kernels and the standard library's pool, turn by turn.
+
+    Shared machines change their speed within seconds, so each figure is the median of rounds
+    in which both had their turn.
+    """
+    import numpy as np
+
+    array = np.ones(ARRAY_BYTES // 8)
+    numbers = list(range(tasks))
+    ours: dict[str, list[float]] = {}
+    theirs: dict[str, list[float]] = {}
+
+    def note(figures: dict[str, list[float]], **values: float) -> None:
+        for name, value in values.items():
+            figures.setdefault(name, []).append(value)
+
+    with workspace(), ProcessPoolExecutor(WORKERS) as pool:
         nq.up(WORKERS)
         task = nq.task("null")(cell_function())
-        assert task.map(range(1000)).results(30) == list(range(1000))
-        p50, p99 = latencies(lambda i: task.kiq(i).result(10))
 
-        def mapped() -> None:
-            assert task.map(range(tasks)).results(120) == list(range(tasks))
+        def submitted() -> None:
+            futures: list[Future[Any]] = [pool.submit(null, i) for i in numbers]
+            assert [f.result() for f in futures] == numbers
 
-        def single() -> None:
-            handles = [task.kiq(i) for i in range(tasks)]
+        def sent_one_by_one() -> None:
+            handles = [task.kiq(i) for i in numbers]
             nq.wait(handles, 120)
-            assert [handle.result(0) for handle in handles] == list(range(tasks))
+            assert [handle.result(0) for handle in handles] == numbers
 
-        map_seconds = min(timed(mapped) for _ in range(3))
-        single_seconds = min(timed(single) for _ in range(2))
-        array = np.ones(ARRAY_BYTES // 8)
-        large = min(timed(lambda: task.kiq(array).result(60)) for _ in range(3))
-    return {
-        "tasks_per_s": tasks / single_seconds,
-        "tasks_per_s_map": tasks / map_seconds,
-        "p50_ms": p50,
-        "p99_ms": p99,
-        "array_s": large,
-        "cold_s": cold_seconds,
-    }
+        assert list(pool.map(null, range(1000))) == list(range(1000))
+        assert task.map(range(1000)).results(30) == list(range(1000))
+        for _ in range(ROUNDS):
+            p50, p99 = latencies(lambda i: pool.submit(null, i).result())
+            note(theirs, p50_ms=p50, p99_ms=p99)
+            p50, p99 = latencies(lambda i: task.kiq(i).result(10))
+            note(ours, p50_ms=p50, p99_ms=p99)
+        for _ in range(ROUNDS):
+            note(theirs, tasks_per_s=tasks / timed(submitted))
+            note(ours, tasks_per_s=tasks / timed(sent_one_by_one))
+            chunked = timed(lambda: list(pool.map(null, numbers, chunksize=100)))
+            note(theirs, tasks_per_s_map=tasks / chunked)
+            note(ours, tasks_per_s_map=tasks / timed(lambda: task.map(numbers).results(120)))
+        for _ in range(ROUNDS):
+            note(theirs, array_s=timed(lambda: pool.submit(null, array).result()))
+            note(ours, array_s=timed(lambda: task.kiq(array).result(60)))
+    for _ in range(ROUNDS):
+        note(theirs, cold_s=cold(COLD_POOL))
+        note(ours, cold_s=cold(COLD))
+    return tuple(  # type: ignore[return-value]
+        {name: statistics.median(values) for name, values in figures.items()}
+        for figures in (ours, theirs)
+    )
 
 
 def cell_function() -> Callable[[Any], Any]:
@@ -198,8 +192,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=20_000)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    pool = measure_pool(options.tasks)
-    ours = measure_nbtaskq(options.tasks)
+    ours, pool = measure(options.tasks)
     print(f"{'':40}{'nbtaskq':>12}{'pool':>12}{'ratio':>9}")
     for what, mine, other, ratio in table(ours, pool):
         print(f"{what:40}{mine:12.4g}{other:12.4g}{ratio:9.2f}")

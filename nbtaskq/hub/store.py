@@ -28,7 +28,7 @@ from nbtaskq.process import Lock
 
 #: Seconds for which a group gathers: the start and the end of a short task share a commit, and
 #: the writer does not compete with the server thread while that passes the task on.
-GATHER = 0.001
+GATHER = 0.002
 #: A group of so many operations does not wait for more.
 ENOUGH = 200
 #: Operations in one commit, unless one `write` has more.
