@@ -120,6 +120,11 @@ def _hub() -> ZeroMQBroker:
     return broker
 
 
+def _workspace() -> Workspace:
+    """Return the workspace that this process talks about; makes no broker."""
+    return Workspace.find() if known_broker() is None else _hub().workspace
+
+
 def ask(verb: str, body: Any = None, timeout: float = asking.ANSWER_TIMEOUT) -> Any:
     """Ask or order something of the hub, and start it if there is none."""
     return asking.ask(_hub(), verb, body, timeout)
@@ -188,7 +193,7 @@ def down(force: bool = False) -> Status:
     force : bool
         Also when other notebooks have unfinished tasks here.
     """
-    workspace = Workspace.find() if known_broker() is None else _hub().workspace
+    workspace = _workspace()
     if running(workspace) is None:
         return Status(workspace, None)
     workspace.mark_down()
@@ -209,7 +214,7 @@ def down(force: bool = False) -> Status:
 
 def status() -> Status:
     """Return what runs in this workspace; starts nothing."""
-    workspace = Workspace.find() if known_broker() is None else _hub().workspace
+    workspace = _workspace()
     if running(workspace) is None:
         return Status(workspace, None)
     return Status(workspace, ask("status"))
@@ -227,7 +232,7 @@ class Text(str):
 def logs(lines: int = 50) -> str:
     """Return the last lines of what hub, supervisor and workers logged."""
     parts = []
-    for path in sorted(Workspace.find().logs.glob("*.log")):
+    for path in sorted(_workspace().logs.glob("*.log")):
         text = path.read_text(errors="replace").splitlines()[-lines:]
         if text:
             parts.append("\n".join([f"== {path.name}", *text]))
